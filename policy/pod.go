@@ -1,0 +1,95 @@
+package policy
+
+// The values of sealed_pod. They are made by Load; a value that Load did not refuse is one of the constants below.
+
+// Mode says how long a volume lives.
+type Mode string
+
+// Ephemeral volumes live as long as their pod.
+const Ephemeral Mode = "ephemeral"
+
+// Layering says where a volume's integrity tags and key material are.
+type Layering string
+
+const (
+	// MemoryTags keeps the tags in guest memory; the disk holds ciphertext alone.
+	MemoryTags Layering = "memory-tags"
+	// LUKS2 is cryptsetup's on-disk format with its header in guest memory.
+	LUKS2 Layering = "luks2"
+)
+
+// Suite is a cipher with its integrity, as the policy spells it.
+type Suite string
+
+const (
+	// AEGIS128Random is AEGIS-128 with a random nonce for each write.
+	AEGIS128Random Suite = "aegis128-random"
+	// AESXTSRandomHMACSHA256 is AES-XTS with a random IV for each write and HMAC-SHA256 cut to 16 bytes.
+	AESXTSRandomHMACSHA256 Suite = "aes-xts-random+hmac-sha256"
+	// AESXTSPlain64HMACSHA256 is AES-XTS with the sector number as IV and HMAC-SHA256: it shows which 16-byte units a rewrite changed.
+	AESXTSPlain64HMACSHA256 Suite = "aes-xts-plain64+hmac-sha256"
+)
+
+// FSType is the file system that the guest makes on a volume.
+type FSType string
+
+// Ext4 is the only one so far.
+const Ext4 FSType = "ext4"
+
+// Option is a mount option of a volume.
+type Option string
+
+// The options that a volume may have. The policy may also say "suid" and "dev", which take NoSUID and NoDev away.
+const (
+	NoSUID      Option = "nosuid"
+	NoDev       Option = "nodev"
+	NoExec      Option = "noexec"
+	NoATime     Option = "noatime"
+	RelATime    Option = "relatime"
+	StrictATime Option = "strictatime"
+	NoDirATime  Option = "nodiratime"
+	LazyTime    Option = "lazytime"
+	Sync        Option = "sync"
+	DirSync     Option = "dirsync"
+)
+
+// RootFS says where a container's root file system comes from.
+type RootFS string
+
+// HostRootFS is a root file system that the host serves and so can read and change.
+const HostRootFS RootFS = "host"
+
+// BlockSize is the unit of a volume's size, in bytes: the sealed sector.
+const BlockSize = 4096
+
+// Size bounds a volume, in bytes.
+type Size struct {
+	Min uint64 `json:"min"` // a smaller device is refused
+	Max uint64 `json:"max"` // what lies beyond is not used; a positive multiple of BlockSize, at least Min
+}
+
+// Mount is a place where a container sees a volume.
+type Mount struct {
+	Container string `json:"container"` // a key of sealed_pod.containers
+	Path      string `json:"path"`      // absolute and clean, never "/"
+	ReadOnly  bool   `json:"read_only"`
+}
+
+// Volume is one entry of sealed_pod.volumes.
+type Volume struct {
+	Mode     Mode     `json:"mode"`
+	Layering Layering `json:"layering"`
+	Suites   []Suite  `json:"suites"` // best first, at least one
+	FSType   FSType   `json:"fs_type"`
+	Options  []Option `json:"options"` // in force: NoSUID and NoDev are here unless the policy took them away
+	Size     Size     `json:"size"`
+	Mounts   []Mount  `json:"mounts"` // at least one, at most one for each container and path
+}
+
+// Container is one entry of sealed_pod.containers.
+type Container struct {
+	Args   []string   `json:"args"`  // exact; nil: any
+	Image  string     `json:"image"` // exact, as containerd's annotation gives it; "": any
+	Exec   [][]string `json:"exec"`  // argv that may be executed; a last "..." stands for any rest
+	RootFS RootFS     `json:"rootfs"`
+}
