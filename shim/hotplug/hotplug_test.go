@@ -1,0 +1,191 @@
+package hotplug
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+)
+
+const (
+	source  = `/run/sealvol/direct/0123abc/a`
+	volumeA = `{"name":"a","mountPath":"/mnt/a","source":"/run/sealvol/direct/0123abc/a","device":{"major":7,"minor":0}}`
+	volumeB = `{"name":"b","mountPath":"/mnt/b","source":"/run/sealvol/direct/0123abc/b","file":"/var/lib/b.img"}`
+)
+
+func request(volumes ...string) string {
+	return `{"version":1,"volumes":[` + strings.Join(volumes, ",") + `]}`
+}
+
+func TestParseGivesTheRequest(t *testing.T) {
+	t.Parallel()
+	got, err := Parse([]byte(request(volumeA, volumeB)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Request{Volumes: []Volume{
+		{Name: "a", MountPath: "/mnt/a", Source: Source("0123abc", "a"), Backing: Device{7, 0}},
+		{Name: "b", MountPath: "/mnt/b", Source: Source("0123abc", "b"), Backing: File("/var/lib/b.img")},
+	}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	data, err := got.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(data) != request(volumeA, volumeB) {
+		t.Errorf("Encode gives\n%s, not\n%s", data, request(volumeA, volumeB))
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	t.Parallel()
+	// edit is volumeA with one thing changed.
+	edit := func(old, new string) string {
+		if !strings.Contains(volumeA, old) {
+			t.Fatalf("%s is not in the volume", old)
+		}
+		return request(strings.Replace(volumeA, old, new, 1))
+	}
+	for name, test := range map[string]struct{ data, want string }{
+		"nothing":                           {"", "unexpected end"},
+		"null":                              {"null", "version 0"},
+		"another type":                      {"[]", "cannot unmarshal"},
+		"no version":                        {`{"volumes":[` + volumeA + `]}`, "version 0"},
+		"a version to come":                 {`{"version":2,"volumes":[` + volumeA + `]}`, "version 2, not 1"},
+		"no volumes":                        {request(), "no volumes"},
+		"a null volume":                     {request("null"), "neither device nor file"},
+		"trailing data":                     {request(volumeA) + "{}", "after top-level value"},
+		"bytes that are not UTF-8":          {edit("/mnt/a", "/mnt/\xff"), "not UTF-8"},
+		"more than fits":                    {request(volumeA) + strings.Repeat(" ", MaxSize), "more than 65536"},
+		"an unknown key":                    {`{"version":1,"volumes":[` + volumeA + `],"x":1}`, `unknown field "x"`},
+		"an unknown key in a volume":        {edit(`"name"`, `"fsType":"xfs","name"`), `unknown field "volumes[0].fsType"`},
+		"an unknown key in a device":        {edit(`"minor"`, `"path":"/dev/sda","minor"`), `unknown field "volumes[0].device.path"`},
+		"a key in another case":             {edit(`"mountPath"`, `"mountpath"`), `unknown field "volumes[0].mountpath"`},
+		"a repeated key":                    {edit(`"name":"a"`, `"name":"b","name":"a"`), `duplicate field "volumes[0].name"`},
+		"a repeated version":                {`{"version":1,"version":1,"volumes":[` + volumeA + `]}`, `duplicate field "version"`},
+		"an empty name":                     {edit(`"name":"a"`, `"name":""`), "volume name"},
+		"a name in capitals":                {edit(`"name":"a"`, `"name":"A"`), "volume name"},
+		"a name that is a path":             {edit(`"name":"a"`, `"name":".."`), "volume name"},
+		"a name with a newline":             {edit(`"name":"a"`, `"name":"a\n"`), "volume name"},
+		"a name that ends in a hyphen":      {edit(`"name":"a"`, `"name":"a-"`), "volume name"},
+		"a name that is too long":           {edit(`"name":"a"`, `"name":"`+strings.Repeat("a", 64)+`"`), "volume name"},
+		"no mount path":                     {edit(`"mountPath":"/mnt/a",`, ``), `mountPath "" is not an absolute path`},
+		"a relative mount path":             {edit("/mnt/a", "mnt/a"), "not an absolute path"},
+		"a mount path that climbs":          {edit("/mnt/a", "/mnt/../etc"), `not a clean path, write "/etc"`},
+		"a mount path with a slash":         {edit("/mnt/a", "/mnt/a/"), "not a clean path"},
+		"the root as mount path":            {edit("/mnt/a", "/"), "is the root"},
+		"a NUL in the mount path":           {edit("/mnt/a", `/mnt/\u0000`), "unprintable characters"},
+		"a newline in the mount path":       {edit("/mnt/a", `/mnt/a\nb`), "unprintable characters"},
+		"a mount path that reads backwards": {edit("/mnt/a", "/mnt/\u202ea"), "unprintable characters"},
+		"a mount path beyond PATH_MAX":      {edit("/mnt/a", "/"+strings.Repeat("a", 4095)), "longer than 4095"},
+		"no source":                         {edit(source, ""), "source"},
+		"a source elsewhere":                {edit(source, "/etc/shadow"), "source"},
+		"a source of another volume":        {edit(source, "/run/sealvol/direct/0123abc/b"), "source"},
+		"a source without sandbox":          {edit(source, "/run/sealvol/direct/a"), "source"},
+		"a source that climbs":              {edit(source, "/run/sealvol/direct/../a"), "source"},
+		"a source one level too deep":       {edit(source, "/run/sealvol/direct/x/0123abc/a"), "source"},
+		"a source that is not clean":        {edit(source, "/run/sealvol/direct/0123abc//a"), "source"},
+		"a sandbox that is too long":        {edit("0123abc", strings.Repeat("a", 77)), "source"},
+		"no backing":                        {edit(`,"device":{"major":7,"minor":0}`, ``), "neither device nor file"},
+		"two backings":                      {edit(`"device"`, `"file":"/a","device"`), "both device and file"},
+		"a null device":                     {edit(`{"major":7,"minor":0}`, `null`), "neither device nor file"},
+		"a device without minor":            {edit(`,"minor":0`, ``), "major and minor are both needed"},
+		"a device without major":            {edit(`"major":7,`, ``), "major and minor are both needed"},
+		"a negative minor":                  {edit(`"minor":0`, `"minor":-1`), "cannot unmarshal"},
+		"a fractional minor":                {edit(`"minor":0`, `"minor":0.5`), "cannot unmarshal"},
+		"the major of no device":            {edit(`"major":7`, `"major":0`), "no number of a block device"},
+		"a major that overflows":            {edit(`"major":7`, `"major":4096`), "no number of a block device"},
+		"a minor that overflows":            {edit(`"minor":0`, `"minor":1048576`), "no number of a block device"},
+		"a relative file":                   {edit(`"device":{"major":7,"minor":0}`, `"file":"a.img"`), "file \"a.img\" is not an absolute path"},
+		"a file that climbs":                {edit(`"device":{"major":7,"minor":0}`, `"file":"/a/../b"`), "not a clean path"},
+		"an empty file":                     {edit(`"device":{"major":7,"minor":0}`, `"file":""`), "not an absolute path"},
+		"a name twice": {request(volumeA, volumeA),
+			`volumes[1] "a": name "a" is also that of volume "a"`},
+		"a mount path twice": {request(volumeA, strings.Replace(volumeB, "/mnt/b", "/mnt/a", 1)),
+			`mountPath "/mnt/a" is also that of volume "a"`},
+		"a device twice": {request(volumeA, strings.Replace(volumeB, `"file":"/var/lib/b.img"`, `"device":{"major":7,"minor":0}`, 1)),
+			`"7:0" is also that of volume "a"`},
+		"a file twice": {request(volumeB, strings.NewReplacer(`"b"`, `"c"`, "/mnt/b", "/mnt/c", "abc/b", "abc/c").Replace(volumeB)),
+			`"/var/lib/b.img" is also that of volume "b"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got, err := Parse([]byte(test.data))
+			if !errors.Is(err, errdefs.ErrInvalidArgument) || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("error %v, not an invalid argument with %q", err, test.want)
+			}
+			if got.Volumes != nil {
+				t.Errorf("a refused request gave %v", got)
+			}
+		})
+	}
+}
+
+func TestEncodeRefusesWhatParseWould(t *testing.T) {
+	t.Parallel()
+	good := Volume{Name: "a", MountPath: "/mnt/a", Source: source, Backing: Device{7, 0}}
+	for name, volumes := range map[string][]Volume{
+		"no volumes":      nil,
+		"no backing":      {{Name: "a", MountPath: "/mnt/a", Source: source}},
+		"a relative file": {{Name: "a", MountPath: "/mnt/a", Source: source, Backing: File("a")}},
+		"a bad name":      {{Name: "A", MountPath: "/mnt/a", Source: source, Backing: Device{7, 0}}},
+		"a volume twice":  {good, good},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if data, err := (Request{volumes}).Encode(); !errors.Is(err, errdefs.ErrInvalidArgument) {
+				t.Errorf("gives %s, %v", data, err)
+			}
+		})
+	}
+}
+
+func TestEncodeRefusesMoreThanParseReads(t *testing.T) {
+	t.Parallel()
+	var volumes []Volume
+	for i := range 20 {
+		name := strings.Repeat("a", i+1)
+		volumes = append(volumes, Volume{
+			Name: name, MountPath: "/" + strings.Repeat("b", 4000) + name,
+			Source: Source("s", name), Backing: Device{7, uint32(i)},
+		})
+	}
+	if _, err := (Request{volumes}).Encode(); !errors.Is(err, errdefs.ErrInvalidArgument) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	for _, seed := range []string{
+		request(volumeA), request(volumeA, volumeB), request(strings.Replace(volumeA, "/mnt/a", "/<&>\u2028", 1)), request(volumeA, volumeA), request(), "", "null",
+		`{"version":1,"volumes":[{"name":"a","name":"a"}]}`,
+		`{"Version":1}`,
+		`{"version":1,"volumes":[{"device":{"major":0,"minor":-1}}]}`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		first, err := Parse(data)
+		if err != nil {
+			if !errors.Is(err, errdefs.ErrInvalidArgument) {
+				t.Fatalf("error %v is no invalid argument", err)
+			}
+			return
+		}
+		encoded, err := first.Encode()
+		if err != nil {
+			t.Fatalf("a parsed request does not encode: %v", err)
+		}
+		second, err := Parse(encoded)
+		if err != nil {
+			t.Fatalf("an encoded request does not parse: %v", err)
+		}
+		if diff := cmp.Diff(first, second); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
