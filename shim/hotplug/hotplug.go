@@ -96,6 +96,7 @@ type Volume struct {
 // Backing is a [Device] or a [File].
 type Backing interface {
 	fmt.Stringer
+	kind() string
 	check() error
 }
 
@@ -241,7 +242,7 @@ func (r Request) check() error {
 			{"name", v.Name},
 			{"mountPath", v.MountPath},
 			{"source", v.Source},
-			{fmt.Sprintf("backing %T", v.Backing), v.Backing.String()},
+			{v.Backing.kind(), v.Backing.String()},
 		} {
 			if other, taken := seen[key]; taken {
 				return fmt.Errorf("volumes[%d] %q: %s %q is also that of volume %q", i, v.Name, key[0], key[1], other)
@@ -269,6 +270,10 @@ func (v Volume) check() error {
 	}
 	return v.Backing.check()
 }
+
+func (d Device) kind() string { return "device" }
+
+func (f File) kind() string { return "file" }
 
 func (d Device) check() error {
 	// Major 0 is for file systems without a device: no block device has it.

@@ -108,9 +108,9 @@ func TestParseRefuses(t *testing.T) {
 		"a mount path twice": {request(volumeA, strings.Replace(volumeB, "/mnt/b", "/mnt/a", 1)),
 			`mountPath "/mnt/a" is also that of volume "a"`},
 		"a device twice": {request(volumeA, strings.Replace(volumeB, `"file":"/var/lib/b.img"`, `"device":{"major":7,"minor":0}`, 1)),
-			`"7:0" is also that of volume "a"`},
+			`device "7:0" is also that of volume "a"`},
 		"a file twice": {request(volumeB, strings.NewReplacer(`"b"`, `"c"`, "/mnt/b", "/mnt/c", "abc/b", "abc/c").Replace(volumeB)),
-			`"/var/lib/b.img" is also that of volume "b"`},
+			`file "/var/lib/b.img" is also that of volume "b"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
