@@ -41,17 +41,16 @@ type handler struct {
 // Configure takes the configuration that a runtime has for a plugin that it
 // starts itself. For others it is empty.
 func (h *handler) Configure(_ context.Context, text, runtime, version string) (api.EventMask, error) {
-	h.log.Info("registered", "runtime", runtime, "version", version)
-	if text == "" {
-		return 0, nil
+	if text != "" {
+		c, err := parseConfig([]byte(text))
+		if err != nil {
+			return 0, errgrpc.ToGRPC(err)
+		}
+		h.config.Store(&c)
+		h.level.Set(c.logLevel)
 	}
-	c, err := parseConfig([]byte(text))
-	if err != nil {
-		return 0, errgrpc.ToGRPC(err)
-	}
-	h.config.Store(&c)
-	h.level.Set(c.logLevel)
-	return 0, nil
+	h.log.Info("registered with NRI", "runtime", runtime, "version", version)
+	return 0, nil // no events: what the handler implements
 }
 
 // CreateContainer adjusts a container of a pod that asks for volumes, or refuses it.
@@ -142,7 +141,6 @@ func (p *plugin) serve(ctx context.Context) (connected bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	p.log.Info("connected to NRI")
 	select {
 	case <-ctx.Done():
 		s.Stop()
