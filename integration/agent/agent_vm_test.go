@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -87,7 +88,7 @@ func makeRootfs(t *testing.T) string {
 	if err := os.WriteFile(filepath.Join(dir, "bin/busybox"), b, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, applet := range []string{"sh", "cat", "sleep", "echo", "tty", "stty", "hostname", "touch"} {
+	for _, applet := range []string{"sh", "cat", "sleep", "echo", "tty", "stty", "hostname", "touch", "stat"} {
 		if err := os.Symlink("busybox", filepath.Join(dir, "bin", applet)); err != nil {
 			t.Fatal(err)
 		}
@@ -432,6 +433,41 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 	g.remove("c1")
 	if after := len(mountsBelow(t, "/")); after != before {
 		t.Errorf("%d mounts before, %d after removal", before, after)
+	}
+}
+
+// Without the gate in front a block storage is mounted and a block device
+// handed out as the host says, as the real agent does.
+func TestDiskAtPCIPath(t *testing.T) {
+	g := newGuest(t)
+	node, major, minor, err := waitBlockDevice(t.Context(), "02/01")
+	if err != nil {
+		t.Fatalf("run this in a machine with a disk: %v", err)
+	}
+	if out, err := exec.Command("mkfs.ext4", "-q", node).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs: %v: %s", err, out)
+	}
+	mountPoint := filepath.Join(t.TempDir(), "storage")
+	r := g.request("c1", false, "sh", "-c", "touch /mnt/file; stat -c %t:%T /dev/raw")
+	r.Storages = []*pb.Storage{{Driver: "blk", Source: "02/01", Fstype: "ext4", MountPoint: mountPoint, Options: []string{"nosuid"}}}
+	r.OCI.Mounts = append(r.OCI.Mounts, &pb.Mount{Destination: "/mnt", Type: "bind", Source: mountPoint, Options: []string{"rbind", "rw"}})
+	r.Devices = []*pb.Device{{Type: "blk", Id: "02/01", ContainerPath: "/dev/raw"}}
+	r.OCI.Linux.Devices = []*pb.LinuxDevice{{Path: "/dev/raw", Type: "b", Major: 7, Minor: 99}}
+	g.create(r)
+	g.start("c1")
+	if got, want := g.output("c1", "c1", g.ReadStdout), fmt.Sprintf("%x:%x\n", major, minor); got != want {
+		t.Errorf("device number %q in the container, want %q", got, want)
+	}
+	if _, err := os.Stat(filepath.Join(mountPoint, "file")); err != nil {
+		t.Error(err)
+	}
+	stats, err := g.GetVolumeStats(t.Context(), &pb.VolumeStatsRequest{VolumeGuestPath: mountPoint})
+	if err != nil || stats.Usage[0].Total == 0 {
+		t.Errorf("volume stats %v %v", stats, err)
+	}
+	g.remove("c1")
+	if left := mountsBelow(t, filepath.Dir(mountPoint)); slices.Contains(left, mountPoint) {
+		t.Errorf("mounts left: %v", left)
 	}
 }
 
