@@ -61,6 +61,32 @@ build: ## build the four programs into bin/
 	@$(STEP) 'bin/sealvol-guest' $(GO) build $(RELEASE) -o bin/sealvol-guest ./guest
 	@$(STEP) 'bin/sealvol' $(GO) build $(RELEASE) -o bin/sealvol ./contrib/sealvol
 
+# --- images -------------------------------------------------------------------
+
+# Other builds of Kata: KATA_AGENT and KATA_KERNEL name files, KATA_MODULES the folder with lib/modules of
+# that kernel (without it, the kernel has all built in).
+KATA_AGENT   ?= $(BUILD)/guest/kata-agent
+KATA_MODULES ?= $(if $(KATA_KERNEL),,$(BUILD)/kernel)
+
+build/mkimage: $(wildcard integration/mkimage/*.go integration/image/*.go) go.mod
+	@$(GO) build -o $@ ./integration/mkimage
+
+build/guest/kata-agent: always
+	@$(STEP) 'agent of the tests' $(GO) build $(RELEASE) -o $@ ./integration/agent
+
+build/guest/initrd.img: always build build/mkimage build/kernel/vmlinuz $(KATA_AGENT)
+	@$(STEP) 'guest image' build/mkimage guest -o $@ -service bin/sealvol-guest -agent '$(KATA_AGENT)' -kernel '$(KATA_MODULES)'
+
+build/images/%.tar: build/mkimage Makefile
+	@mkdir -p $(@D)
+	@$(STEP) 'container image $*' build/mkimage container -o $@ $($*-image)
+
+busybox-image := -ref local.test/busybox:1 sh
+pause-image   := -ref local.test/pause:1 sleep infinity
+
+.PHONY: node-artefacts always
+node-artefacts: tools build build/guest/initrd.img build/images/busybox.tar build/images/pause.tar ## build all that a node is made of
+
 # --- tests, from fast to real ---------------------------------------------------
 
 .PHONY: check
