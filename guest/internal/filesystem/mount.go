@@ -1,0 +1,199 @@
+package filesystem
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/sealvol/sealvol/guest/internal/blockdev"
+)
+
+// Options says how a file system is mounted.
+type Options struct {
+	Attributes int      // of the mount: unix.MOUNT_ATTR_…
+	Flags      []string // of the file system, without a value
+}
+
+// ourFlags are set on every mount. noinit_itable: the kernel's thread that zeroes inode tables in the background would write, and
+// make tags for, space that nobody uses.
+var ourFlags = []string{"noinit_itable"}
+
+// Mount is a mounted file system. Between Detach and Attach no path leads to it in any mount namespace, only the file descriptor
+// that is held here. It is not safe for use by several goroutines at once.
+type Mount struct {
+	device blockdev.Number
+	node   string
+	mount  int      // the mount, attached or not
+	root   *os.File // the root folder, for syncfs; sees every error since the file system was mounted
+	disk   *os.File // the device, for fsync; likewise
+	dir    string   // where the mount is attached, else empty
+}
+
+// Open mounts the ext4 on a device. link is the name of the device that the mount table shows.
+func Open(ctx context.Context, link, node string, number blockdev.Number, options Options) (_ *Mount, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("mount: %w", err)
+	}
+	m := &Mount{device: number, node: node, mount: -1}
+	defer func() {
+		if err != nil {
+			m.letGo()
+		}
+	}()
+	if m.disk, err = blockdev.Open(node, number, os.O_RDONLY); err != nil {
+		return nil, err
+	}
+	if m.mount, err = mountDetached(link, options); err != nil {
+		return nil, err
+	}
+	root, err := unix.Openat(m.mount, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open root of new mount: %w", err)
+	}
+	m.root = os.NewFile(uintptr(root), link)
+	var st unix.Stat_t
+	if err := unix.Fstat(root, &st); err != nil {
+		return nil, fmt.Errorf("stat root of new mount: %w", err)
+	}
+	if blockdev.FromDev(st.Dev) != number {
+		return nil, fmt.Errorf("mounted %v for %v: %w", blockdev.FromDev(st.Dev), number, errdefs.ErrFailedPrecondition)
+	}
+	return m, nil
+}
+
+func mountDetached(link string, options Options) (int, error) {
+	fs, err := unix.Fsopen("ext4", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("fsopen ext4: %w: %w", errdefs.ErrFailedPrecondition, err)
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigSetString(fs, "source", link); err != nil {
+		return -1, fmt.Errorf("mount option source: %w", err)
+	}
+	// After damage the file system takes no more writes, where a container would build on it.
+	if err := unix.FsconfigSetString(fs, "errors", "remount-ro"); err != nil {
+		return -1, fmt.Errorf("mount option errors: %w", err)
+	}
+	for _, flags := range [][]string{ourFlags, options.Flags} {
+		for _, flag := range flags {
+			if err := unix.FsconfigSetFlag(fs, flag); err != nil {
+				return -1, fmt.Errorf("mount option %s: %w", flag, err)
+			}
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, fmt.Errorf("mount: %w", err)
+	}
+	mount, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, options.Attributes)
+	if err != nil {
+		return -1, fmt.Errorf("fsmount: %w", err)
+	}
+	return mount, nil
+}
+
+// Device is the number of the device that is mounted.
+func (m *Mount) Device() blockdev.Number { return m.device }
+
+// Attach makes dir, which must not exist, and attaches the mount there. dir must be on a Place.
+func (m *Mount) Attach(dir string) error {
+	if m.dir != "" {
+		return fmt.Errorf("mount is attached already: %w", errdefs.ErrFailedPrecondition)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	if err := unix.MoveMount(m.mount, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return errors.Join(fmt.Errorf("attach mount: %w", err), os.Remove(dir))
+	}
+	m.dir = dir
+	return nil
+}
+
+// Detach takes the mount from its path; what was bound from there stays. It does nothing when the mount is not attached.
+//
+// A mount that was attached once can be detached only by umount, which is its end. So a clone of it takes its place, made while it is
+// still attached, since kernels before 6.15 clone no detached mount.
+func (m *Mount) Detach() error {
+	if m.dir == "" {
+		return nil
+	}
+	clone, err := unix.OpenTree(m.mount, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	if err != nil {
+		return fmt.Errorf("clone mount: %w", err)
+	}
+	// By descriptor, so that it is our mount that goes, and with it whatever was mounted over it, not what was mounted over it alone.
+	if err := unix.Unmount(descriptorPath(m.mount), unix.MNT_DETACH); err != nil {
+		unix.Close(clone)
+		return fmt.Errorf("detach mount: %w", err)
+	}
+	unix.Close(m.mount)
+	dir := m.dir
+	m.mount, m.dir = clone, ""
+	// This fails when anything is still mounted here, and ends the copies that mount namespaces made meanwhile inherited.
+	if err := os.Remove(dir); err != nil {
+		return fmt.Errorf("detach mount: %w", err)
+	}
+	return nil
+}
+
+// Close writes everything back and ends the mount. When it returns without an error, all that was ever written to the file system is on
+// the device and nobody has it mounted. The mount is gone in any case; a second call does nothing.
+//
+// The errors: whatever the device reported for any write since Open, and errdefs.ErrUnavailable when ctx ends while another mount
+// namespace still has the file system mounted, with the processes that have.
+func (m *Mount) Close(ctx context.Context) error {
+	if m.disk == nil {
+		return nil
+	}
+	defer m.letGo()
+	errs := []error{m.Detach()}
+	if err := unix.Syncfs(int(m.root.Fd())); err != nil {
+		errs = append(errs, fmt.Errorf("write back file system: %w", err))
+	}
+	m.root.Close()
+	unix.Close(m.mount)
+	m.mount = -1
+	// The file system writes its superblock when its last mount ends, and tells nobody whether it could. The device knows.
+	if err := blockdev.WaitUnused(ctx, m.node, m.device); err != nil {
+		return errors.Join(append(errs, fmt.Errorf("file system is still mounted%s: %w", mountedIn(m.device), err))...)
+	}
+	if err := m.disk.Sync(); err != nil {
+		errs = append(errs, fmt.Errorf("flush device: %w", err))
+	}
+	return errors.Join(errs...)
+}
+
+func (m *Mount) letGo() {
+	if m.mount >= 0 {
+		unix.Close(m.mount)
+		m.mount = -1
+	}
+	m.root.Close() // a nil file's Close does nothing
+	m.disk.Close()
+	m.root, m.disk = nil, nil
+}
+
+// mountedIn names the processes whose mount namespace has a file system, for the message of an error: " by process 7, 8".
+func mountedIn(device blockdev.Number) string {
+	tables, _ := filepath.Glob("/proc/[0-9]*/mountinfo")
+	var found []string
+	for _, table := range tables {
+		content, _ := os.ReadFile(table)
+		// mountinfo(5): the third field of each line is the number.
+		if strings.Contains(string(content), " "+device.String()+" ") {
+			found = append(found, filepath.Base(filepath.Dir(table)))
+		}
+	}
+	if len(found) == 0 {
+		return ""
+	}
+	return " by process " + strings.Join(found, ", ")
+}
+
+func descriptorPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }

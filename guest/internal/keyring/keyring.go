@@ -1,0 +1,100 @@
+// Package keyring keeps the keys of volumes, and lends them to the kernel while it loads a table.
+//
+// A key is made from the kernel's random generator in memory that is neither swapped nor dumped, and never leaves it but for the
+// kernel's keyring: as a key of type "logon", which no process can read back, in the keyring of one thread.
+package keyring
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Key is a secret. It may be used by several goroutines at once.
+type Key struct {
+	mu     sync.Mutex
+	size   int
+	memory []byte // nil after Destroy
+}
+
+// New makes a random key of size bytes.
+func New(size int) (*Key, error) {
+	if size <= 0 {
+		return nil, fmt.Errorf("key of %d bytes: %w", size, errdefs.ErrInvalidArgument)
+	}
+	memory, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, fmt.Errorf("memory for a key: %w", err)
+	}
+	k := &Key{size: size, memory: memory}
+	if err := k.fill(); err != nil {
+		return nil, errors.Join(err, k.Destroy())
+	}
+	return k, nil
+}
+
+func (k *Key) fill() error {
+	if err := unix.Mlock(k.memory); err != nil {
+		return fmt.Errorf("lock a key's memory: %w", err)
+	}
+	if err := unix.Madvise(k.memory, unix.MADV_DONTDUMP); err != nil {
+		return fmt.Errorf("keep a key out of core dumps: %w", err)
+	}
+	for filled := 0; filled < k.size; {
+		// Without flags this waits until the generator is seeded; what it gives is never less than that.
+		n, err := unix.Getrandom(k.memory[filled:], 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("random key: %w", err)
+		}
+		filled += n
+	}
+	return nil
+}
+
+// Size is the key's length in bytes.
+func (k *Key) Size() int { return k.size }
+
+// Lend calls do while the kernel can find the key under the description, which must have the form "prefix:name". It can on the
+// calling thread only, so that do must not start goroutines for what needs the key.
+func (k *Key) Lend(description string, do func() error) (err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.memory == nil {
+		return fmt.Errorf("key is destroyed: %w", errdefs.ErrFailedPrecondition)
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	id, err := unix.AddKey("logon", description, k.memory, unix.KEY_SPEC_THREAD_KEYRING)
+	if err != nil {
+		return fmt.Errorf("add key to the thread's keyring: %w", err)
+	}
+	defer func() {
+		// Invalidated, a key is found by nobody from now on and the kernel overwrites it.
+		if _, takeErr := unix.KeyctlInt(unix.KEYCTL_INVALIDATE, id, 0, 0, 0); takeErr != nil {
+			err = errors.Join(err, fmt.Errorf("take key from the thread's keyring: %w", takeErr))
+		}
+	}()
+	return do()
+}
+
+// Destroy overwrites the key and frees its memory. Afterwards nothing can be done with it; a second call does nothing.
+func (k *Key) Destroy() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.memory == nil {
+		return nil
+	}
+	clear(k.memory)
+	memory := k.memory
+	k.memory = nil
+	// KeepAlive so that the compiler may not find that nobody reads what clear wrote.
+	runtime.KeepAlive(memory)
+	return unix.Munmap(memory)
+}

@@ -1,0 +1,139 @@
+package volume
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/sealvol/sealvol/guest/internal/blockdev"
+	"github.com/sealvol/sealvol/guest/internal/devmapper"
+	"github.com/sealvol/sealvol/guest/internal/filesystem"
+	"github.com/sealvol/sealvol/guest/internal/pci"
+	"github.com/sealvol/sealvol/guest/internal/tagstore"
+)
+
+// kernel is where sealing leaves this package: what it needs from the kernel and from mkfs.
+type kernel struct {
+	disks   disks
+	mapper  mapper
+	tags    func(ctx context.Context, dataBytes uint64) (tags, error)
+	systems fileSystems
+}
+
+type disks interface {
+	// Wait returns the disk at a path as soon as it is there.
+	Wait(ctx context.Context, path pci.Path) (pci.Device, error)
+	// Find looks once.
+	Find(path pci.Path) (pci.Device, error)
+	// Hold makes sure that nobody uses the disk, and that it stays this one until the result is closed.
+	Hold(ctx context.Context, disk pci.Device) (closer, error)
+}
+
+type closer interface{ Close() error }
+
+type mapper interface {
+	Create(ctx context.Context, name, uuid string, length uint64, target devmapper.Target) (devmapper.Device, error)
+	Remove(ctx context.Context, name string) error
+	Table(name string) (string, error)
+	Status(name string) (string, error)
+}
+
+type tags interface {
+	Number() blockdev.Number
+	Allocated() (uint64, error)
+	Close() error
+}
+
+type fileSystems interface {
+	Make(ctx context.Context, size uint64) (image, error)
+	Mount(ctx context.Context, device devmapper.Device, options filesystem.Options) (mount, error)
+}
+
+type image interface {
+	CopyTo(ctx context.Context, node string) error
+	Close() error
+}
+
+type mount interface {
+	Attach(dir string) error
+	Detach() error
+	Close(ctx context.Context) error
+}
+
+// pciDisks are the disks of the machine.
+type pciDisks struct{ sysfs string }
+
+func (d pciDisks) Wait(ctx context.Context, path pci.Path) (pci.Device, error) {
+	return pci.Wait(ctx, d.sysfs, path)
+}
+
+func (d pciDisks) Find(path pci.Path) (pci.Device, error) { return pci.Find(d.sysfs, path) }
+
+func (d pciDisks) Hold(ctx context.Context, disk pci.Device) (closer, error) {
+	f, err := blockdev.Open(disk.Node(), disk.Number, os.O_RDWR)
+	if err != nil {
+		return nil, err
+	}
+	if err := check(ctx, f, disk); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func check(ctx context.Context, f *os.File, disk pci.Device) error {
+	sequence, err := blockdev.Sequence(f)
+	if err != nil {
+		return err
+	}
+	size, err := blockdev.Size(f)
+	if err != nil {
+		return err
+	}
+	if sequence != disk.Sequence || size != disk.Bytes {
+		return fmt.Errorf("disk %s was replaced while it was opened: %w", disk.Name, errdefs.ErrUnavailable)
+	}
+	return blockdev.WaitUnused(ctx, disk.Node(), disk.Number)
+}
+
+// ext4 makes and mounts file systems.
+type ext4 struct{ mkfs string }
+
+func (e ext4) Make(ctx context.Context, size uint64) (image, error) {
+	return filesystem.Make(ctx, e.mkfs, size)
+}
+
+func (e ext4) Mount(ctx context.Context, device devmapper.Device, options filesystem.Options) (mount, error) {
+	return filesystem.Open(ctx, device.Link(), device.Node(), device.Number, options)
+}
+
+func newTags(ctx context.Context, dataBytes uint64) (tags, error) {
+	return tagstore.New(ctx, dataBytes)
+}
+
+// checkKernel refuses kernels before 6.8. They lack the commits 50c70240097c (CVE-2024-26763: the data may change between
+// encryption and authentication) and 42e15d12070b of dm-crypt.
+func checkKernel() error {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return os.NewSyscallError("uname", err)
+	}
+	return checkRelease(unix.ByteSliceToString(name.Release[:]))
+}
+
+func checkRelease(release string) error {
+	major, rest, _ := strings.Cut(release, ".")
+	minor, _, _ := strings.Cut(rest, ".")
+	minor, _, _ = strings.Cut(minor, "-")
+	a, errMajor := strconv.ParseUint(major, 10, 32)
+	b, errMinor := strconv.ParseUint(minor, 10, 32)
+	if errMajor != nil || errMinor != nil || a < 6 || a == 6 && b < 8 {
+		return fmt.Errorf("kernel %q is older than 6.8 and may lack fixes of dm-crypt; if it has them, the guest image must say so: %w", release, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}

@@ -1,0 +1,386 @@
+package volume
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	sealvolv1 "github.com/sealvol/sealvol/guest/api/v1"
+	"github.com/sealvol/sealvol/guest/internal/devmapper"
+	"github.com/sealvol/sealvol/guest/internal/keyring"
+	"github.com/sealvol/sealvol/guest/internal/pci"
+	"github.com/sealvol/sealvol/guest/internal/tagstore"
+	"github.com/sealvol/sealvol/policy"
+)
+
+// state is where a volume is in its life.
+type state string
+
+const (
+	stateNew     state = "new"     // never sealed; nothing is set up
+	stateSealing state = "sealing" // being sealed or opened again
+	stateOpen    state = "open"
+	stateClosing state = "closing"
+	stateClosed  state = "closed" // cleanly: key and tags are kept
+	stateFailed  state = "failed" // lost
+)
+
+// stateVar is a state that may be read without the volume's lock.
+type stateVar struct{ value atomic.Value }
+
+func (v *stateVar) Load() state   { return v.value.Load().(state) }
+func (v *stateVar) Store(s state) { v.value.Store(s) }
+
+// volume is one volume of the policy. What follows token is for whoever has the lock.
+type volume struct {
+	name  string
+	spec  policy.Volume
+	plan  plan
+	log   *slog.Logger
+	state stateVar
+
+	token chan struct{} // the lock: full while somebody has it
+
+	cause error // why the state is failed
+
+	// From the first seal to the end of the sandbox.
+	kept  layers
+	label string // of the mappings
+	bytes uint64
+	suite suite
+	key   *keyring.Key
+	tags  tags
+	ready time.Duration // that the last opening took, without waiting for the disk
+
+	// While it is open.
+	layers                   layers
+	path                     pci.Path
+	disk                     pci.Device
+	linear, integrity, crypt devmapper.Device
+	mount                    mount
+}
+
+func newVolume(name string, spec policy.Volume, p plan, log *slog.Logger) *volume {
+	v := &volume{name: name, spec: spec, plan: p, log: log.With("volume", name), token: make(chan struct{}, 1)}
+	v.state.Store(stateNew)
+	return v
+}
+
+func (v *volume) lock(ctx context.Context) error {
+	select {
+	case v.token <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("it is busy (%v): %w: %w", v.state.Load(), errdefs.ErrUnavailable, ctx.Err())
+	}
+}
+
+func (v *volume) unlock() { <-v.token }
+
+func (m *Manager) acquire(ctx context.Context, v *volume, container string, path pci.Path) error {
+	switch v.state.Load() {
+	case stateFailed:
+		return v.cause
+	case stateOpen:
+		if err := m.sameDisk(v, path); err != nil {
+			return err
+		}
+	default:
+		if err := m.claim(path, v); err != nil {
+			return err
+		}
+		err := m.open(ctx, v, path)
+		if len(v.layers) == 0 {
+			m.unclaim(path, v)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	m.hold(container, v)
+	return nil
+}
+
+// sameDisk fails unless the disk at a path is the one that an open volume is sealed on.
+func (m *Manager) sameDisk(v *volume, path pci.Path) error {
+	if path != v.path {
+		return fmt.Errorf("its disk is at PCI path %v, not at %v: %w", v.path, path, errdefs.ErrPermissionDenied)
+	}
+	disk, err := m.kernel.disks.Find(path)
+	if errdefs.IsNotFound(err) {
+		return fmt.Errorf("its disk was unplugged: %w", errdefs.ErrUnavailable)
+	}
+	if err != nil {
+		return err
+	}
+	if disk.Sequence != v.disk.Sequence {
+		return fmt.Errorf("the disk at PCI path %v is not the one that it is sealed on: %w", path, errdefs.ErrPermissionDenied)
+	}
+	return nil
+}
+
+// open seals the disk, or opens the volume again. When it fails the volume is as before, but for two cases in which it is lost: the disk
+// does not hold what was closed, or the undo failed too.
+func (m *Manager) open(ctx context.Context, v *volume, path pci.Path) error {
+	before := v.state.Load()
+	first := before == stateNew
+	v.state.Store(stateSealing)
+	v.path = path
+	err := m.setUp(ctx, v, first)
+	if err == nil {
+		v.state.Store(stateOpen)
+		v.log.Info("volume is open", "first", first, "pci", path.String(), "disk", v.disk.Name, "bytes", v.bytes,
+			"suite", v.suite.name, "mapping", v.crypt.Name, "ready", v.ready)
+		return nil
+	}
+	undo, cancel := withUndoTime(ctx)
+	defer cancel()
+	unsaved, left := v.takeDown(undo)
+	if first {
+		left = oneLine(left, v.kept.unwind(undo))
+		v.key, v.tags = nil, nil
+		unsaved = nil // nobody has written anything yet
+	}
+	if undoErr := oneLine(unsaved, left); undoErr != nil {
+		err = fmt.Errorf("%v; undo: %v: %w", err, undoErr, errdefs.ErrDataLoss)
+	}
+	if errdefs.IsDataLoss(err) {
+		v.fail(err)
+		return err
+	}
+	v.state.Store(before)
+	v.log.Warn("volume does not open", "pci", path.String(), "error", err)
+	return err
+}
+
+// setUp goes from the disk to the mount. What it did is in the volume's layers, also when it fails.
+func (m *Manager) setUp(ctx context.Context, v *volume, first bool) (err error) {
+	k := m.kernel
+	if v.disk, err = k.disks.Wait(ctx, v.path); err != nil {
+		return err
+	}
+	start := time.Now()
+	hold, err := k.disks.Hold(ctx, v.disk)
+	if err != nil {
+		return err
+	}
+	defer hold.Close()
+	if first {
+		v.bytes, err = v.plan.length(v.disk.Bytes)
+	} else if v.disk.Bytes < v.bytes {
+		err = fmt.Errorf("the disk has %d bytes, the volume %d: %w", v.disk.Bytes, v.bytes, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return err
+	}
+	var made *making
+	if first {
+		made = startMaking(ctx, k.systems, v.bytes)
+		defer made.close()
+		v.label = strings.ToLower(rand.Text()[:5])
+		if v.tags, err = k.tags(ctx, v.bytes); err != nil {
+			return err
+		}
+		v.kept.push("free integrity tags", func(context.Context) error { return v.tags.Close() })
+	}
+	if v.linear, err = m.add(ctx, v, "_cut", devmapper.Linear{Device: v.disk.Number}); err != nil {
+		return err
+	}
+	if v.integrity, err = m.add(ctx, v, "_dif", devmapper.Integrity{
+		Data:       v.linear.Number,
+		Meta:       v.tags.Number(),
+		TagBytes:   tagstore.TagBytes,
+		BlockBytes: tagstore.BlockBytes,
+		// The journal is not used but has a place.
+		JournalSectors: 64,
+		// Tags are read and written by pages, so that scattered writes take as little memory as the store can give.
+		BufferSectors: tagstore.BlockBytes / devmapper.SectorBytes,
+	}); err != nil {
+		return err
+	}
+	if first {
+		err = m.addFirstCrypt(ctx, v)
+	} else {
+		err = m.addCrypt(ctx, v, v.suite, v.key)
+	}
+	if err != nil {
+		return err
+	}
+	if first {
+		if err := made.copyTo(ctx, v.crypt.Node()); err != nil {
+			return err
+		}
+	}
+	v.mount, err = k.systems.Mount(ctx, v.crypt, v.plan.options)
+	if err == nil {
+		v.layers.push("unmount", v.mount.Close)
+		err = ctx.Err()
+	} else if !first && ctx.Err() == nil {
+		return fmt.Errorf("the disk does not hold what the volume was closed with: %v: %w", err, errdefs.ErrDataLoss)
+	}
+	v.ready = time.Since(start)
+	return err
+}
+
+// add makes a mapping of the volume's length.
+func (m *Manager) add(ctx context.Context, v *volume, suffix string, target devmapper.Target) (devmapper.Device, error) {
+	name := "encrypted_disk_" + v.label + suffix
+	device, err := m.kernel.mapper.Create(ctx, name, "CRYPT-SEALVOL-"+name, v.bytes, target)
+	if err != nil {
+		return devmapper.Device{}, err
+	}
+	v.layers.push("remove mapping", func(ctx context.Context) error { return m.kernel.mapper.Remove(ctx, name) })
+	return device, nil
+}
+
+// addFirstCrypt takes the first suite that the kernel has, and makes the volume's key.
+func (m *Manager) addFirstCrypt(ctx context.Context, v *volume) error {
+	for _, s := range v.plan.suites {
+		key, err := keyring.New(s.keyBytes)
+		if err != nil {
+			return err
+		}
+		err = m.addCrypt(ctx, v, s, key)
+		if err == nil {
+			v.suite, v.key = s, key
+			v.kept.push("overwrite key", func(context.Context) error { return key.Destroy() })
+			return nil
+		}
+		if destroyErr := key.Destroy(); destroyErr != nil {
+			return oneLine(err, destroyErr)
+		}
+		// The kernel looked for the algorithm, in modules too, and has none. No other question gets as good an answer: /proc/crypto
+		// lists what was used before. Any other error is a fault, and no reason to take a lesser suite.
+		if !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+	}
+	return fmt.Errorf("the guest's kernel has none of the suites %q: %w", v.spec.Suites, errdefs.ErrFailedPrecondition)
+}
+
+func (m *Manager) addCrypt(ctx context.Context, v *volume, s suite, key *keyring.Key) error {
+	description := "sealvol:" + v.label
+	return key.Lend(description, func() (err error) {
+		v.crypt, err = m.add(ctx, v, "", devmapper.Crypt{
+			Cipher:      s.cipher,
+			KeyBytes:    s.keyBytes,
+			Description: description,
+			Device:      v.integrity.Number,
+			TagBytes:    tagstore.TagBytes,
+			BlockBytes:  tagstore.BlockBytes,
+		})
+		return err
+	})
+}
+
+// takeDown closes the mount and removes the mappings. The first error says that something that was written may not be on the disk, the
+// second that something could not be removed; that stays in the volume's layers.
+func (v *volume) takeDown(ctx context.Context) (unsaved, left error) {
+	if v.mount != nil {
+		// Also a layer, where it does nothing the second time: what could not be written must not keep the mappings.
+		unsaved = v.mount.Close(ctx)
+		v.mount = nil
+	}
+	return unsaved, v.layers.unwind(ctx)
+}
+
+// release takes a volume from a container and closes it when that was the last one.
+func (m *Manager) release(ctx context.Context, v *volume, container string) error {
+	if m.drop(container, v) || v.state.Load() != stateOpen {
+		return nil
+	}
+	v.state.Store(stateClosing)
+	unsaved, left := v.takeDown(ctx)
+	if len(v.layers) == 0 {
+		m.unclaim(v.path, v)
+	}
+	if err := oneLine(unsaved, left); err != nil {
+		// %v, so that the class is the one that matters to the caller.
+		err = fmt.Errorf("it was not closed cleanly: %v: %w", err, errdefs.ErrDataLoss)
+		v.fail(err)
+		return err
+	}
+	v.state.Store(stateClosed)
+	v.log.Info("volume is closed")
+	return nil
+}
+
+// fail marks a volume as lost. Destroy still removes what is left of it.
+func (v *volume) fail(cause error) {
+	v.cause = cause
+	v.state.Store(stateFailed)
+	v.log.Error("volume is lost", "error", cause)
+}
+
+// destroy leaves nothing of a volume.
+func (m *Manager) destroy(ctx context.Context, v *volume) error {
+	unsaved, left := v.takeDown(ctx)
+	// The key goes in any case, and first.
+	if err := oneLine(v.kept.unwind(ctx), left); err != nil {
+		v.fail(err)
+		return err
+	}
+	m.unclaim(v.path, v)
+	m.forget(v)
+	v.log.Info("volume is destroyed", "unsaved", unsaved)
+	return nil
+}
+
+// status describes the volume as far as it can be known without waiting.
+func (v *volume) status(m mapper) *sealvolv1.Volume {
+	status := &sealvolv1.Volume{
+		Name:     v.name,
+		State:    string(v.state.Load()),
+		Layering: string(v.spec.Layering),
+		FsType:   string(v.spec.FSType),
+	}
+	select {
+	case v.token <- struct{}{}:
+		defer v.unlock()
+	default:
+		return status
+	}
+	// Again, now that nobody changes it.
+	status.State = string(v.state.Load())
+	status.SizeBytes = v.bytes
+	status.Suite = string(v.suite.name)
+	if v.cause != nil {
+		status.Error = v.cause.Error()
+	}
+	status.Counters = &sealvolv1.Counters{ReadyMicros: uint64(v.ready.Microseconds())}
+	if v.tags != nil {
+		var err error
+		if status.Counters.TagBytes, err = v.tags.Allocated(); err != nil {
+			v.log.Warn("status", "error", err)
+		}
+	}
+	if v.state.Load() != stateOpen {
+		return status
+	}
+	status.Device, status.PciPath = v.disk.Name, v.path.String()
+	for _, device := range []devmapper.Device{v.crypt, v.integrity, v.linear} {
+		table, err := m.Table(device.Name)
+		if err != nil {
+			v.log.Warn("status", "error", err)
+		}
+		status.Mappings = append(status.Mappings, &sealvolv1.Mapping{
+			Name: device.Name, Number: device.Number.String(), Table: table, SizeBytes: device.Bytes,
+		})
+	}
+	counted, err := m.Status(v.integrity.Name)
+	if err == nil {
+		_, err = fmt.Sscan(counted, &status.Counters.Mismatches)
+	}
+	if err != nil {
+		v.log.Warn("status", "error", err)
+	}
+	return status
+}
