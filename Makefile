@@ -5,18 +5,21 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
+.NOTPARALLEL:
 export CGO_ENABLED := 0
 export PATH := $(PATH):/usr/sbin:/sbin
 
 STEP  := integration/step
 BUILD := $(CURDIR)/build
 GO    := go
-RELEASE := -trimpath -ldflags='-s -w'
-TAGS  := vm,node
+# Without the commit, which would make each program new with each commit.
+RELEASE := -trimpath -buildvcs=false -ldflags='-s -w'
+TAGS    := vm,node
+SOURCES := contrib guest integration plugin policy shim
 
 .PHONY: help
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' Makefile | column -t -s @
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
 # --- what the machine needs ---------------------------------------------------
 
@@ -69,9 +72,9 @@ KATA_AGENT   ?= $(BUILD)/guest/kata-agent
 KATA_MODULES ?= $(if $(KATA_KERNEL),,$(BUILD)/kernel)
 
 build/mkimage: $(wildcard integration/mkimage/*.go integration/image/*.go) go.mod
-	@$(GO) build -o $@ ./integration/mkimage
+	@$(GO) build $(RELEASE) -o $@ ./integration/mkimage
 
-build/guest/kata-agent: always
+$(BUILD)/guest/kata-agent: always
 	@$(STEP) 'agent of the tests' $(GO) build $(RELEASE) -o $@ ./integration/agent
 
 build/guest/initrd.img: always build build/mkimage build/kernel/vmlinuz $(KATA_AGENT)
@@ -89,25 +92,42 @@ node-artefacts: tools build build/guest/initrd.img build/images/busybox.tar buil
 
 # --- tests, from fast to real ---------------------------------------------------
 
+.PHONY: test
+test: check test-fuzz test-vm test-node ## run every test
+
 .PHONY: check
-check: ## format, vet, staticcheck and unit tests: while editing
-	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
-	@$(STEP) 'go vet' $(GO) vet -tags '$(TAGS)' ./...
-	@$(STEP) 'staticcheck' $(GO) tool staticcheck -tags '$(TAGS)' ./...
+check: build/prerequisites ## format, vet, staticcheck and unit tests: while editing
+	@bad=$$(gofmt -l $(SOURCES)); [ -z "$$bad" ] || { echo "not formatted by gofmt: $$bad"; exit 1; }
+	@! grep -rnE --include='*_test.go' '\b[tbf]\.Skip' $(SOURCES) || { echo 'a test that cannot run fails, and says why'; exit 1; }
+	@$(STEP) 'go vet' $(GO) vet -tags $(TAGS) ./...
+	@$(STEP) 'staticcheck' $(GO) tool staticcheck -tags $(TAGS) ./...
 	$(GO) test ./...
 
 .PHONY: test-fuzz
 test-fuzz: ## run each fuzz target for a few seconds
-	@integration/fuzz 5s
+	@integration/fuzz 5s $(SOURCES)
 
-# Tests of what needs root and a real device mapper have the build tag vm and run in a machine of
-# their own for each package, with three scratch disks at PCI paths 02/01, 02/02 and 02/03.
-VM := $(BUILD)/vmrun -memory 2048 -disk 256M -disk 256M -disk 64M
+# Tests that need root and a kernel have the build tag vm and run in a virtual machine, one for each package,
+# with scratch disks at Kata's PCI paths 02/01, 02/02 and 02/03.
+VM := $(BUILD)/vmrun -disk 256M -disk 256M -disk 64M
 
 .PHONY: test-vm
-test-vm: build/vmrun build/kernel/vmlinuz ## run the tests that need root and a kernel, each package in a virtual machine
+test-vm: build/vmrun build/kernel/vmlinuz ## run the tests that need root and a kernel, in virtual machines
 	$(GO) test -count=1 -tags vm ./integration/vmrun
-	$(GO) test -count=1 -tags vm -p 1 -exec '$(VM)' $$(grep -rl --include='*_test.go' '^//go:build vm' guest plugin policy shim | xargs -rn1 dirname | sort -u | sed 's|^|./|')
+	$(GO) test -count=1 -tags vm -p 1 -exec '$(VM)' $$(grep -rl --include='*_test.go' '^//go:build vm$$' $(SOURCES) | \
+		xargs dirname | sort -u | grep -v integration/vmrun | sed 's|^|./|')
+
+# A node: a machine that can run virtual machines.
+NODE := $(BUILD)/vmrun -nested -memory 6144
+
+.PHONY: test-node
+test-node: build/vmrun node-artefacts ## run the tests on a node of real containerd, Kata and QEMU
+	$(GO) test -count=1 -v -tags node -exec '$(NODE)' ./integration/node
+
+.PHONY: demo
+demo: build/vmrun node-artefacts ## play the talk's session on a node
+	@$(GO) build $(RELEASE) -o build/demo ./integration/demo
+	@$(NODE) build/demo $(CURDIR)
 
 .PHONY: clean
 clean: ## remove all that was built

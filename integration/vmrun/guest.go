@@ -30,12 +30,11 @@ func nestedModules() []string {
 
 // guestMain is process 1 of the machine.
 func guestMain() {
-	if err := guest(); err != nil {
-		fmt.Fprintln(os.Stderr, "vmrun: in the machine:", err)
-	}
+	fmt.Fprintln(os.Stderr, "vmrun: in the machine:", guest())
 	unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 }
 
+// guest runs the command; it returns only if it cannot tell the host how that went.
 func guest() error {
 	if err := mountAll([]mount{
 		{"proc", "/proc", "proc", 0, ""},
@@ -51,7 +50,6 @@ func guest() error {
 	if err != nil {
 		return err
 	}
-	// What is sent after this goes to the host, not only to the console.
 	status, err := serve(port)
 	if err != nil {
 		if err := writeFrame(port, kindError, []byte(err.Error())); err != nil {
