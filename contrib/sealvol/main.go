@@ -1,0 +1,78 @@
+// Command sealvol is the tool of operators and pod authors. It runs on the node
+// and is not trusted by the guest; what it shows came through the host.
+//
+// It may import the guest's control API and nothing else of the project.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// command is one subcommand. Its run writes the result to stdout; errUsage
+// among its errors makes the exit status 2.
+type command struct {
+	name, short string
+	run         func(ctx context.Context, args []string, stdout io.Writer) error
+}
+
+var errUsage = errors.New("usage")
+
+const about = `sealvol looks at sealed volumes of Kata pods.
+
+Usage: sealvol COMMAND [arguments]
+
+Commands:
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], []command{{"inspect", inspectShort, newInspector().run}}, os.Stdout, os.Stderr))
+}
+
+// run returns the exit status: 0, 1 after an error, 2 after wrong usage.
+func run(ctx context.Context, args []string, commands []command, stdout, stderr io.Writer) int {
+	name := ""
+	if len(args) > 0 {
+		name = args[0]
+	}
+	for _, c := range commands {
+		if c.name != name {
+			continue
+		}
+		switch err := c.run(ctx, args[1:], stdout); {
+		case err == nil:
+			return 0
+		case errors.Is(err, errUsage):
+			fmt.Fprintf(stderr, "sealvol %s: %v; see sealvol %s --help\n", c.name, err, c.name)
+			return 2
+		default:
+			fmt.Fprintf(stderr, "sealvol %s: %v\n", c.name, err)
+			return 1
+		}
+	}
+	switch name {
+	case "help", "-h", "-help", "--help":
+		help(stdout, commands)
+		return 0
+	case "":
+		help(stderr, commands)
+	default:
+		fmt.Fprintf(stderr, "sealvol: no command %q; see sealvol help\n", name)
+	}
+	return 2
+}
+
+func help(w io.Writer, commands []command) {
+	fmt.Fprint(w, about)
+	for _, c := range commands {
+		fmt.Fprintf(w, "  %-10s %s\n", c.name, c.short)
+	}
+	fmt.Fprint(w, "\nsealvol COMMAND --help explains a command, with examples.\n")
+}
