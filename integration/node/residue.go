@@ -1,0 +1,73 @@
+package node
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Residue lists what pods have on the host at this moment: loop devices,
+// direct-volume records, state of shims and of Kata, mounts and processes.
+// After the last pod was removed it is what it was before the first one.
+func (n *Node) Residue(ctx context.Context) ([]string, error) {
+	var found []string
+	for _, pattern := range []string{
+		"/run/kata-containers/shared/direct-volumes/*",
+		"/run/kata-containers/shared/sandboxes/*",
+		"/run/sealvol/shim/*",
+		"/run/sealvol/direct/*",
+		"/run/vc/sbs/*",
+		"/run/vc/vm/*",
+	} {
+		paths, err := filepath.Glob(pattern)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, paths...)
+	}
+	loops, err := n.run(ctx, "losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE")
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(loops) {
+		found = append(found, "loop "+strings.TrimSpace(line))
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, "kata") || strings.Contains(line, "sealvol/") {
+			found = append(found, "mount "+strings.TrimSpace(line))
+		}
+	}
+	processes, err := shimsAndVMs()
+	if err != nil {
+		return nil, err
+	}
+	found = append(found, processes...)
+	slices.Sort(found)
+	return found, nil
+}
+
+// shimsAndVMs lists the processes that belong to pods, by what they execute.
+func shimsAndVMs() ([]string, error) {
+	commands, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return nil, err
+	}
+	var found []string
+	for _, path := range commands {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // The process has ended meanwhile.
+		}
+		name := filepath.Base(strings.Split(string(text), "\x00")[0])
+		if strings.HasPrefix(name, "qemu-system") || strings.HasPrefix(name, "containerd-shim-kata") {
+			found = append(found, "process "+name+" "+filepath.Base(filepath.Dir(path)))
+		}
+	}
+	return found, nil
+}
