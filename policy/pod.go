@@ -1,6 +1,6 @@
 package policy
 
-// The values of sealed_pod. They are made by Load; a value that Load did not refuse is one of the constants below.
+// The values of sealed_pod. Load makes them; what Load has not refused is one of the constants below and keeps the bounds it states.
 
 // Mode says how long a volume lives.
 type Mode string
@@ -26,7 +26,8 @@ const (
 	AEGIS128Random Suite = "aegis128-random"
 	// AESXTSRandomHMACSHA256 is AES-XTS with a random IV for each write and HMAC-SHA256 cut to 16 bytes.
 	AESXTSRandomHMACSHA256 Suite = "aes-xts-random+hmac-sha256"
-	// AESXTSPlain64HMACSHA256 is AES-XTS with the sector number as IV and HMAC-SHA256: it shows which 16-byte units a rewrite changed.
+	// AESXTSPlain64HMACSHA256 is AES-XTS with the sector number as IV and HMAC-SHA256. It shows the host which 16-byte units of a
+	// block a rewrite changed, so it is used only by those who ask, and by LUKS2, which knows no other.
 	AESXTSPlain64HMACSHA256 Suite = "aes-xts-plain64+hmac-sha256"
 )
 
@@ -65,13 +66,13 @@ const BlockSize = 4096
 // Size bounds a volume, in bytes.
 type Size struct {
 	Min uint64 `json:"min"` // a smaller device is refused
-	Max uint64 `json:"max"` // what lies beyond is not used; a positive multiple of BlockSize, at least Min
+	Max uint64 `json:"max"` // what lies beyond is not used; a positive multiple of BlockSize, at least Min, less than 2^63
 }
 
 // Mount is a place where a container sees a volume.
 type Mount struct {
 	Container string `json:"container"` // a key of sealed_pod.containers
-	Path      string `json:"path"`      // absolute and clean, never "/"
+	Path      string `json:"path"`      // absolute, clean and printable; clear of what every container has mounted
 	ReadOnly  bool   `json:"read_only"`
 }
 
@@ -79,11 +80,11 @@ type Mount struct {
 type Volume struct {
 	Mode     Mode     `json:"mode"`
 	Layering Layering `json:"layering"`
-	Suites   []Suite  `json:"suites"` // best first, at least one
+	Suites   []Suite  `json:"suites"` // best first, at least one, none twice, all known to the layering
 	FSType   FSType   `json:"fs_type"`
-	Options  []Option `json:"options"` // in force: NoSUID and NoDev are here unless the policy took them away
+	Options  []Option `json:"options"` // those in force: NoSUID and NoDev are here unless the policy took them away
 	Size     Size     `json:"size"`
-	Mounts   []Mount  `json:"mounts"` // at least one, at most one for each container and path
+	Mounts   []Mount  `json:"mounts"` // at least one, one for a container; no two volumes of a container lie on or below each other
 }
 
 // Container is one entry of sealed_pod.containers.
@@ -92,4 +93,10 @@ type Container struct {
 	Image  string     `json:"image"` // exact, as containerd's annotation gives it; "": any
 	Exec   [][]string `json:"exec"`  // argv that may be executed; a last "..." stands for any rest
 	RootFS RootFS     `json:"rootfs"`
+}
+
+// pod is sealed_pod, and the form in which the framework sees it.
+type pod struct {
+	Containers map[string]Container `json:"containers"`
+	Volumes    map[string]Volume    `json:"volumes"`
 }

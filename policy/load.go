@@ -1,0 +1,165 @@
+package policy
+
+import (
+	"context"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/rego"
+)
+
+const (
+	// MaxText bounds the policy's text, in bytes.
+	MaxText = 1 << 20
+
+	// evalLimit bounds one evaluation, however long the caller would wait: the text is the host's until the policy is bound to the TEE.
+	evalLimit = 5 * time.Second
+)
+
+//go:embed framework.rego
+var framework string
+
+// builtins are the functions that a policy may call: pure, without clock, network, randomness, files or cryptography. The agent's
+// interpreter has few more.
+const builtins = `
+	abs all and any array.concat array.flatten array.reverse array.slice assign base64.decode base64.encode base64.is_valid
+	base64url.decode base64url.encode base64url.encode_no_pad bits.and bits.negate bits.or bits.rsh bits.xor ceil concat contains
+	count div endswith eq equal floor format_int gt gte hex.decode hex.encode indexof indexof_n internal.member_2 internal.member_3
+	internal.print intersection is_array is_boolean is_null is_number is_object is_set is_string json.filter json.is_valid
+	json.marshal json.remove json.unmarshal lower lt lte max min minus mul neq object.filter object.get object.keys object.remove
+	object.subset object.union object.union_n or plus print product regex.find_all_string_submatch_n regex.find_n regex.is_valid
+	regex.match regex.replace regex.split rem replace round set_diff sort split sprintf startswith strings.any_prefix_match
+	strings.any_suffix_match strings.count strings.replace_n strings.reverse substring sum to_number trim trim_left trim_prefix
+	trim_right trim_space trim_suffix type_name union upper walk`
+
+// capabilities is what the interpreter may do for a policy's text.
+func capabilities() *ast.Capabilities {
+	c := ast.CapabilitiesForThisVersion()
+	allowed := strings.Fields(builtins)
+	c.Builtins = slices.DeleteFunc(c.Builtins, func(b *ast.Builtin) bool { return !slices.Contains(allowed, b.Name) })
+	c.AllowNet = []string{}
+	return c
+}
+
+// Load parses and evaluates a policy. A text without sealed_pod is a policy too: its pod gets no volume.
+//
+// The error is errdefs.ErrInvalidArgument for a text or a value that is wrong, errdefs.ErrFailedPrecondition for one that this
+// version does not support yet; it names the key.
+func Load(ctx context.Context, text []byte) (*Policy, error) {
+	if len(text) > MaxText {
+		return nil, fmt.Errorf("policy: text of %d bytes is longer than %d: %w", len(text), MaxText, errdefs.ErrInvalidArgument)
+	}
+	module, err := parseModule(string(text))
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, evalLimit)
+	defer cancel()
+	digest := sha256.Sum256(text)
+	p := &Policy{text: slices.Clone(text), digest: hex.EncodeToString(digest[:]), document: ast.NullTerm(), rules: map[string]bool{}}
+	for _, rule := range module.Rules {
+		p.rules[string(rule.Head.Ref()[0].Value.(ast.Var))] = true
+	}
+	// Not there is one thing, there but undefined another: the second would open a pod that its author meant to seal.
+	value, err := evaluate(ctx, module, p.rules["sealed_pod"])
+	if err != nil {
+		return nil, err
+	}
+	if p.rules["sealed_pod"] {
+		pod, err := parsePod(value)
+		if err != nil {
+			return nil, fmt.Errorf("policy: %w", err)
+		}
+		p.pod = &pod
+		document, err := ast.InterfaceToValue(pod)
+		if err != nil {
+			return nil, fmt.Errorf("policy: sealed_pod: %w", err)
+		}
+		p.document = ast.NewTerm(document)
+	}
+	if p.framework, err = prepare(ctx); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func parseModule(text string) (*ast.Module, error) {
+	module, err := ast.ParseModuleWithOpts("policy.rego", text, ast.ParserOptions{
+		Capabilities: capabilities(),
+		RegoVersion:  ast.RegoV1,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("policy: %s: %w", oneLine(err), errdefs.ErrInvalidArgument)
+	}
+	if module.Package.Path.String() != "data.agent_policy" {
+		return nil, fmt.Errorf("policy: package must be agent_policy: %w", errdefs.ErrInvalidArgument)
+	}
+	return module, nil
+}
+
+// evaluate compiles the policy and returns the value of sealed_pod, if it has one.
+func evaluate(ctx context.Context, module *ast.Module, sealed bool) (any, error) {
+	compiler := ast.NewCompiler().WithCapabilities(capabilities())
+	if compiler.Compile(map[string]*ast.Module{"policy.rego": module}); compiler.Failed() {
+		return nil, fmt.Errorf("policy: %s: %w", oneLine(compiler.Errors), errdefs.ErrInvalidArgument)
+	}
+	if !sealed {
+		return nil, nil
+	}
+	// As JSON a set is a list in an order that nobody wrote, and the order of suites matters.
+	results, err := rego.New(
+		rego.Compiler(compiler),
+		rego.StrictBuiltinErrors(true),
+		rego.Query(`pod := data.agent_policy.sealed_pod; sets := [path | walk(pod, [path, value]); is_set(value)]`),
+	).Eval(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("policy: evaluating sealed_pod: %s: %w", oneLine(err), errdefs.ErrInvalidArgument)
+	}
+	if len(results) != 1 {
+		return nil, fmt.Errorf("policy: sealed_pod is there but has no value; it must not depend on anything: %w", errdefs.ErrInvalidArgument)
+	}
+	if sets, ok := results[0].Bindings["sets"].([]any); !ok || len(sets) > 0 {
+		return nil, fmt.Errorf("policy: sealed_pod has sets at %s; write arrays: %w", printable(fmt.Sprint(sets...)), errdefs.ErrInvalidArgument)
+	}
+	return results[0].Bindings["pod"], nil
+}
+
+// prepare makes the framework ready to judge.
+func prepare(ctx context.Context) (rego.PreparedEvalQuery, error) {
+	query, err := rego.New(
+		rego.Capabilities(capabilities()),
+		rego.SetRegoVersion(ast.RegoV1),
+		rego.StrictBuiltinErrors(true),
+		rego.Module("framework.rego", framework),
+		rego.Query("data.sealvol.verdict"),
+	).PrepareForEval(ctx)
+	if err != nil {
+		return query, fmt.Errorf("policy: framework: %w", err)
+	}
+	return query, nil
+}
+
+// Default is the policy of a pod that brings none: any container, no volume, no block storage.
+func Default() *Policy {
+	p, err := Load(context.Background(), []byte("package agent_policy\n"))
+	if err != nil {
+		panic(err) // of our own text and the embedded framework
+	}
+	return p
+}
+
+// oneLine makes an error of the interpreter fit for a one-line message; it can hold pieces of the text.
+func oneLine(err error) string {
+	s := strings.Join(strings.Fields(strings.ToValidUTF8(err.Error(), "?")), " ")
+	if len(s) > 300 {
+		s = strings.ToValidUTF8(s[:300], "") + "..."
+	}
+	return s
+}
