@@ -80,11 +80,14 @@ $(BUILD)/guest/kata-agent: always
 build/guest/initrd.img: always build build/mkimage build/kernel/vmlinuz $(KATA_AGENT)
 	@$(STEP) 'guest image' build/mkimage guest -o $@ -service bin/sealvol-guest -agent '$(KATA_AGENT)' -kernel '$(KATA_MODULES)'
 
-build/images/%.tar: build/mkimage Makefile
+build/vsockdial: integration/vsockdial/main.go go.mod
+	@$(GO) build $(RELEASE) -o $@ ./integration/vsockdial
+
+build/images/%.tar: build/mkimage build/vsockdial Makefile
 	@mkdir -p $(@D)
 	@$(STEP) 'container image $*' build/mkimage container -o $@ $($*-image)
 
-busybox-image := -ref local.test/busybox:1 sh
+busybox-image := -ref local.test/busybox:1 -file /bin/vsockdial=build/vsockdial sh
 pause-image   := -ref local.test/pause:1 sleep infinity
 
 .PHONY: node-artefacts always
@@ -118,16 +121,24 @@ test-vm: build/vmrun build/kernel/vmlinuz ## run the tests that need root and a 
 		xargs dirname | sort -u | grep -v integration/vmrun | sed 's|^|./|')
 
 # A node: a machine that can run virtual machines.
-NODE := $(BUILD)/vmrun -nested -memory 6144
+NODE := $(BUILD)/vmrun -nested -memory 6144 -timeout 20m
 
 .PHONY: test-node
-test-node: build/vmrun node-artefacts ## run the tests on a node of real containerd, Kata and QEMU
-	$(GO) test -count=1 -v -tags node -exec '$(NODE)' ./integration/node
+test-node: build/vmrun node-artefacts ## run the tests on a node of real containerd, Kata and QEMU; RUN=name for some
+	$(GO) test -count=1 -v -tags node -timeout 19m $(if $(RUN),-run '$(RUN)') -exec '$(NODE)' ./integration/node
+
+# --- on a node, to look at --------------------------------------------------------
 
 .PHONY: demo
-demo: build/vmrun node-artefacts ## play the talk's session on a node
+demo: build/vmrun node-artefacts ## play the talk's session
 	@$(GO) build $(RELEASE) -o build/demo ./integration/demo
 	@$(NODE) build/demo $(CURDIR)
+
+.PHONY: bench
+bench: build/vmrun node-artefacts ## measure, into build/bench.json
+	@$(GO) build $(RELEASE) -o build/bench/bench ./integration/bench
+	@$(NODE) -share build/bench build/bench/bench $(CURDIR) $(BUILD)/bench/result.json
+	@mv build/bench/result.json build/bench.json
 
 .PHONY: clean
 clean: ## remove all that was built
