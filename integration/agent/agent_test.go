@@ -135,6 +135,18 @@ func TestSpecFollowsTheAgent(t *testing.T) {
 	}
 }
 
+func TestHostNameNeedsANamespace(t *testing.T) {
+	t.Parallel()
+	for want, namespaces := range map[string][]*pb.LinuxNamespace{"": nil, "pod": {{Type: "uts"}}} {
+		got, err := (&sandbox{}).spec(t.Context(), &pb.CreateContainerRequest{OCI: &pb.Spec{
+			Hostname: "pod", Process: &pb.Process{}, Root: &pb.Root{}, Linux: &pb.Linux{Namespaces: namespaces},
+		}})
+		if err != nil || got.Hostname != want {
+			t.Errorf("host name %q with namespaces %v: %v", got.Hostname, namespaces, err)
+		}
+	}
+}
+
 func TestRequestsThatTheStandInCannotServeAreErrors(t *testing.T) {
 	t.Parallel()
 	full := func() *pb.CreateContainerRequest {
@@ -148,7 +160,7 @@ func TestRequestsThatTheStandInCannotServeAreErrors(t *testing.T) {
 		"no process":       {func(r *pb.CreateContainerRequest) { r.OCI.Process = nil }, errdefs.IsInvalidArgument},
 		"seccomp":          {func(r *pb.CreateContainerRequest) { r.OCI.Linux.Seccomp = &pb.LinuxSeccomp{} }, errdefs.IsNotImplemented},
 		"hooks":            {func(r *pb.CreateContainerRequest) { r.OCI.Hooks = &pb.Hooks{} }, errdefs.IsNotImplemented},
-		"shared PIDs":      {func(r *pb.CreateContainerRequest) { r.SandboxPidns = true }, errdefs.IsNotImplemented},
+		"shared PIDs":      {func(r *pb.CreateContainerRequest) { r.SandboxPidns = true }, errdefs.IsFailedPrecondition},
 		"scsi device": {func(r *pb.CreateContainerRequest) {
 			r.OCI.Linux.Devices = []*pb.LinuxDevice{{Path: "/dev/x"}}
 			r.Devices = []*pb.Device{{ContainerPath: "/dev/x", Type: "scsi"}}

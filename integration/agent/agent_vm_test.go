@@ -360,6 +360,23 @@ func TestTwoContainersShareWhatTheSandboxShares(t *testing.T) {
 	}
 }
 
+func TestPodSharesPIDs(t *testing.T) {
+	g := newGuest(t)
+	g.run("sandbox", "sleep", "1000")
+	r := g.request("c1", false, "sh", "-c", "cat /proc/1/cmdline; sleep 1000 & sleep 1000")
+	r.SandboxPidns = true
+	g.create(r)
+	g.start("c1")
+	resp, err := g.ReadStdout(t.Context(), &pb.ReadStreamRequest{ContainerId: "c1", ExecId: "c1", Len: 100})
+	if err != nil || !strings.HasPrefix(string(resp.Data), "sleep\x00") {
+		t.Errorf("PID 1 is %q, %v", resp, err)
+	}
+	g.remove("c1") // all of it, although PID 1 lives on
+	if _, err := os.Stat("/sys/fs/cgroup/test/c1"); !os.IsNotExist(err) {
+		t.Errorf("cgroup after the removal: %v", err)
+	}
+}
+
 // pidOf finds the container's init by its cgroup, as sealvol's gate does.
 func pidOf(t *testing.T, id string) string {
 	t.Helper()

@@ -18,10 +18,11 @@ import (
 // container is one runc container. Its init process has the container's own
 // id among the processes, as in the agent's protocol.
 type container struct {
-	id     string
-	bundle string
-	cgroup string   // below the cgroup v2 mount
-	mounts []string // mount points of its storages
+	id      string
+	bundle  string
+	initPID int
+	cgroup  string   // below the cgroup v2 mount
+	mounts  []string // mount points of its storages
 
 	mu        sync.Mutex
 	processes map[string]*process // by exec id
@@ -99,7 +100,7 @@ func (s *sandbox) CreateContainer(ctx context.Context, r *pb.CreateContainerRequ
 	if err != nil {
 		return nil, err
 	}
-	c.processes[c.id] = p
+	c.processes[c.id], c.initPID = p, p.os.Pid
 	if c.cgroup, err = cgroupOf(p.os.Pid); err != nil {
 		return nil, err
 	}
@@ -189,6 +190,9 @@ func (s *sandbox) RemoveContainer(ctx context.Context, r *pb.RemoveContainerRequ
 func (s *sandbox) remove(ctx context.Context, c *container) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if err := killCgroup(ctx, c.cgroup); err != nil {
+		return fmt.Errorf("container %q: %w", c.id, err)
+	}
 	if err := s.runc.run(ctx, nil, "delete", "--force", c.id); err != nil {
 		return err
 	}

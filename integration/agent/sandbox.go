@@ -29,6 +29,7 @@ type sandbox struct {
 	mu         sync.Mutex
 	containers map[string]*container // nil while it is being created
 	created    bool
+	id         string
 	namespaces map[string]string // namespace type → path, shared by all containers
 	mounts     []string          // mount points of the sandbox's storages
 
@@ -72,7 +73,7 @@ func (s *sandbox) CreateSandbox(ctx context.Context, r *pb.CreateSandboxRequest)
 	if err != nil {
 		return nil, errors.Join(err, s.unshareNamespaces())
 	}
-	s.mounts, s.created = mounts, true
+	s.mounts, s.created, s.id = mounts, true, r.SandboxId
 	s.log.Info("sandbox created", "sandbox", r.SandboxId)
 	return &emptypb.Empty{}, nil
 }

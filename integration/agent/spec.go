@@ -32,7 +32,6 @@ func (s *sandbox) spec(ctx context.Context, r *pb.CreateContainerRequest) (*spec
 		Version:     specs.Version,
 		Process:     process,
 		Root:        &specs.Root{Path: in.Root.Path, Readonly: in.Root.Readonly},
-		Hostname:    in.Hostname,
 		Annotations: in.Annotations,
 		Linux: &specs.Linux{
 			CgroupsPath:       cgroupsPath(in.Linux.CgroupsPath, r.ContainerId),
@@ -53,6 +52,11 @@ func (s *sandbox) spec(ctx context.Context, r *pb.CreateContainerRequest) (*spec
 	}
 	if out.Linux.Namespaces, err = s.containerNamespaces(in.Linux.Namespaces, r.SandboxPidns); err != nil {
 		return nil, err
+	}
+	// Pods with the host's network have the guest's UTS namespace too; runc
+	// refuses a host name there, the real agent leaves it out.
+	if slices.ContainsFunc(out.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.UTSNamespace }) {
+		out.Hostname = in.Hostname
 	}
 	if out.Linux.Sysctl, err = applySysctls(in.Linux.Sysctl); err != nil {
 		return nil, err
@@ -85,10 +89,15 @@ func (s *sandbox) containerNamespaces(in []*pb.LinuxNamespace, sharedPID bool) (
 		}
 		out = append(out, specs.LinuxNamespace{Type: specs.LinuxNamespaceType(ns.Type), Path: path})
 	}
-	if sharedPID {
-		return nil, fmt.Errorf("PID namespace shared by the pod: %w", errdefs.ErrNotImplemented)
+	pid := specs.LinuxNamespace{Type: specs.PIDNamespace}
+	if sharedPID { // that of the sandbox's own container, which Kata creates first
+		c := s.containers[s.id]
+		if c == nil {
+			return nil, fmt.Errorf("PID namespace of the sandbox, which has no container yet: %w", errdefs.ErrFailedPrecondition)
+		}
+		pid.Path = fmt.Sprintf("/proc/%d/ns/pid", c.initPID)
 	}
-	return append(out, specs.LinuxNamespace{Type: specs.PIDNamespace}), nil
+	return append(out, pid), nil
 }
 
 // applySysctls sets those of the network itself, since all containers are in

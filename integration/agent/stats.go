@@ -8,8 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func cgroupOf(pid int) (string, error) { return cgroup2.PidGroupPath(pid) }
-
 // StatsContainer gives the values that CRI's container stats need.
 func (s *sandbox) StatsContainer(_ context.Context, r *pb.StatsContainerRequest) (*pb.StatsContainerResponse, error) {
 	c, err := s.container(r.ContainerId)
