@@ -1,0 +1,83 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/pelletier/go-toml/v2"
+)
+
+// config is guest.toml. The file is part of the guest image and so measured with it.
+type config struct {
+	// LogLevel is "debug", "info", "warn" or "error".
+	LogLevel slog.Level `toml:"log_level"`
+	// Policy is the file with the policy of pods that bring none; "" is one that allows any
+	// container and no block storage.
+	Policy string `toml:"policy"`
+	// Mkfs is the path of mkfs.ext4.
+	Mkfs string `toml:"mkfs"`
+	// PatchedKernel says that a kernel older than 6.8 has the dm-crypt fixes that sealing needs.
+	PatchedKernel bool `toml:"patched_kernel"`
+	// VsockPorts are ports on which the image means something else to listen.
+	VsockPorts []uint32 `toml:"vsock_ports"`
+
+	Agent struct {
+		Path         string   `toml:"path"`
+		Config       string   `toml:"config"`        // the agent's own configuration file
+		Socket       string   `toml:"socket"`        // as server_addr in that file
+		StartTimeout duration `toml:"start_timeout"` // for example "60s"
+	} `toml:"agent"`
+}
+
+type duration time.Duration
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	*d = duration(v)
+	return err
+}
+
+func defaults() config {
+	c := config{LogLevel: slog.LevelInfo, Mkfs: "/usr/sbin/mkfs.ext4"}
+	c.Agent.Path = "/usr/bin/kata-agent"
+	c.Agent.Config = "/etc/sealvol/agent.toml"
+	c.Agent.Socket = filepath.Join(runDir, "agent/agent.sock")
+	c.Agent.StartTimeout = duration(time.Minute)
+	return c
+}
+
+// loadConfig reads guest.toml; a file that is absent leaves the defaults. Unknown keys are
+// errdefs.ErrInvalidArgument, as are relative paths.
+func loadConfig(file string) (config, error) {
+	c := defaults()
+	text, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return c, nil
+	} else if err != nil {
+		return config{}, fmt.Errorf("configuration: %w", err)
+	}
+	if err := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(&c); err != nil {
+		if strict := (*toml.StrictMissingError)(nil); errors.As(err, &strict) {
+			return config{}, fmt.Errorf("%s: unknown keys:\n%s: %w", file, strict.String(), errdefs.ErrInvalidArgument)
+		}
+		return config{}, fmt.Errorf("%s: %v: %w", file, err, errdefs.ErrInvalidArgument)
+	}
+	for key, path := range map[string]string{
+		"agent.path": c.Agent.Path, "agent.config": c.Agent.Config, "agent.socket": c.Agent.Socket, "mkfs": c.Mkfs,
+	} {
+		if !filepath.IsAbs(path) {
+			return config{}, fmt.Errorf("%s: %s = %q is not an absolute path: %w", file, key, path, errdefs.ErrInvalidArgument)
+		}
+	}
+	if c.Agent.StartTimeout <= 0 {
+		return config{}, fmt.Errorf("%s: agent.start_timeout must be positive: %w", file, errdefs.ErrInvalidArgument)
+	}
+	return c, nil
+}

@@ -1,0 +1,46 @@
+package gate
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	sealvolv1 "github.com/sealvol/sealvol/guest/api/v1"
+	"github.com/sealvol/sealvol/policy"
+)
+
+// Describe returns the policy in force with the containers that live, and what weakens this
+// sandbox, a line each.
+func (g *Gate) Describe() (*sealvolv1.Policy, []string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	described := &sealvolv1.Policy{Source: "image", Digest: g.policy.Digest(), InForce: true}
+	var warnings []string
+	if g.policyTaken {
+		described.Source = "set-policy"
+		warnings = append(warnings, "the policy is the host's word: nothing binds it to the guest's measurement yet")
+	}
+	if g.poison != nil {
+		warnings = append(warnings, "the sandbox can only be removed: "+g.poison.Error())
+	}
+	ids := map[string]string{}
+	for id, c := range g.containers {
+		if c.state != gone && !c.sandbox {
+			ids[c.name] = id
+		}
+	}
+	containers := g.policy.Containers()
+	for _, name := range slices.Sorted(maps.Keys(containers)) {
+		c := containers[name]
+		described.Containers = append(described.Containers, &sealvolv1.Container{
+			Name: name, Rootfs: string(c.RootFS), ArgsPinned: c.Args != nil, Id: ids[name],
+		})
+		if c.RootFS == policy.HostRootFS {
+			warnings = append(warnings, fmt.Sprintf("container %s: its root file system is the host's, so sealing protects the disk only", name))
+		}
+		if c.Args == nil {
+			warnings = append(warnings, fmt.Sprintf("container %s: its arguments are the host's choice", name))
+		}
+	}
+	return described, warnings
+}

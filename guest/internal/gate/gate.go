@@ -1,0 +1,340 @@
+// Package gate stands between the host and the Kata agent. The host speaks the agent's ttrpc
+// protocol to it as if it were the agent; each request is decoded, judged and, if it passes,
+// sent on re-encoded, so that the agent parses what was judged and nothing else.
+//
+// Everything is denied that the table of methods does not pass. What the gate judges itself
+// is protocol: who may call, in which order, how often, with which ids, through which paths.
+// What a pod may run and which volumes its containers have is judged by the pod's policy.
+//
+// State belongs to the sandbox, never to a connection: the host may drop a connection at
+// any moment and come back on another, and finds the sandbox where it was.
+package gate
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/ttrpc"
+	"golang.org/x/sync/semaphore"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/sealvol/sealvol/guest/internal/mountns"
+	"github.com/sealvol/sealvol/guest/internal/pci"
+	"github.com/sealvol/sealvol/policy"
+)
+
+// Port is the vsock port on which Kata expects its agent.
+const Port = 1024
+
+// Policy is what the gate needs of a loaded policy.
+type Policy interface {
+	Sealed() bool
+	Digest() string
+	AgentText() []byte
+	Containers() map[string]policy.Container
+	Volumes() map[string]policy.Volume
+	Decide(ctx context.Context, rpc string, req proto.Message, state policy.State) (policy.Decision, error)
+}
+
+// Volumes are the sealed volumes of the sandbox.
+type Volumes interface {
+	// Acquire makes a volume ready for a container and undoes what it did if it fails.
+	Acquire(ctx context.Context, container, name string, spec policy.Volume, path pci.Path) error
+	// Attach makes the volume visible at the directory that it returns, until Detach.
+	Attach(name string) (string, error)
+	Detach(name string) error
+	// Release drops what the container has acquired; the last container's closes the volume.
+	Release(ctx context.Context, container string) error
+	// Number is the device number of the volume's file system.
+	Number(name string) (major, minor uint32, err error)
+	// Destroy closes everything and overwrites the keys.
+	Destroy(ctx context.Context) error
+}
+
+// Namespaces looks at the containers' processes.
+type Namespaces interface {
+	// Alive reports whether the container has a process.
+	Alive(container string) (bool, error)
+	// Check is errdefs.ErrPermissionDenied unless each process of the container lives in a
+	// mount namespace of its own and sees each of the mounts, on top, at its path.
+	Check(container string, want []mountns.Mount) error
+	// Usage is the space and the inodes of a mount that the container sees.
+	Usage(container string, at mountns.Mount) (space, inodes mountns.Usage, err error)
+}
+
+// Config is what a Gate works with. All fields are needed.
+type Config struct {
+	Log *slog.Logger
+	// Dial opens a connection to the agent.
+	Dial func(ctx context.Context) (net.Conn, error)
+	// Load reads the policy's text that the host brings.
+	Load func(ctx context.Context, text []byte) (Policy, error)
+	// Default is in force as long as the host has brought none.
+	Default    Policy
+	Volumes    Volumes
+	Namespaces Namespaces
+	// Inspect finds what would open the guest beside the gate. What it returns refuses
+	// every request, so it must be fit for the host's eyes.
+	Inspect func() error
+	// Run is the directory of the agent's own files, below which the share is.
+	Run string
+}
+
+// Limits on what the host may have under way. They bound memory, not what Kata does: it
+// holds some four blocked calls for each process.
+const (
+	maxConnections = 32
+	maxRequests    = 1024 // for each connection
+)
+
+// The bounds of what has no deadline of the host's.
+const (
+	createTimeout  = 60 * time.Second // CreateContainer, when the host gave none
+	removeTimeout  = 2 * time.Minute
+	destroyTimeout = 30 * time.Second
+	undoTimeout    = 20 * time.Second
+	maxUndoReserve = 10 * time.Second
+)
+
+type phase int
+
+const (
+	fresh   phase = iota // SetPolicy may come, once
+	created              // CreateSandbox has reached the agent
+	ended                // DestroySandbox has come
+)
+
+// Gate is the state of the one sandbox that lives in this guest.
+type Gate struct {
+	Config
+	methods map[string]method
+	agent   *ttrpc.Client // for what changes state; host connections have clients of their own
+	inspect func() error  // Inspect, once
+
+	// work ends with DestroySandbox. It is the parent of all that changes the sandbox,
+	// whose connection may go away meanwhile.
+	work context.Context
+	stop context.CancelFunc
+	ops  sync.WaitGroup // requests that change the sandbox; mu guards Add
+	ends sync.WaitGroup // DestroySandbox, which waits for those
+
+	// paths is rule 7's lock: held whole while a volume is attached, and in part by
+	// every other request that has the agent touch a path or a container.
+	paths *semaphore.Weighted
+
+	mu          sync.Mutex
+	phase       phase
+	policy      Policy
+	policySent  bool  // a SetPolicy has been forwarded
+	policyTaken bool  // and the agent accepted it
+	shared      bool  // the sandbox has a file system that the host serves
+	poison      error // why nothing but the end of containers and sandbox passes any more
+	containers  map[string]*container
+	storages    map[string]use // by the mount point that Kata chose for a volume
+}
+
+// container is one container of the sandbox. An id that was used once stays.
+type container struct {
+	id, name string
+	sandbox  bool
+	busy     chan struct{}  // one place: whoever is in it may change the state
+	state    containerState // also guarded by Gate.mu
+}
+
+type containerState int
+
+const (
+	creating containerState = iota
+	ready                   // the agent has created it
+	started
+	gone // the agent confirmed that it is no more, or never made it
+)
+
+func (s containerState) String() string {
+	return [...]string{"being created", "created", "started", "removed"}[s]
+}
+
+// use is a volume at its path in a container.
+type use struct{ volume, container, path string }
+
+const wholePath = 1 << 30
+
+// New connects to the agent. The caller must Close the gate.
+func New(ctx context.Context, cfg Config) (*Gate, error) {
+	conn, err := cfg.Dial(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the agent: %w", err)
+	}
+	g := &Gate{
+		Config:     cfg,
+		methods:    methods(),
+		agent:      ttrpc.NewClient(conn),
+		inspect:    sync.OnceValue(cfg.Inspect),
+		paths:      semaphore.NewWeighted(wholePath),
+		policy:     cfg.Default,
+		containers: map[string]*container{},
+		storages:   map[string]use{},
+	}
+	g.work, g.stop = context.WithCancel(context.WithoutCancel(ctx))
+	return g, nil
+}
+
+// Close ends what is under way and lets go of the agent. The volumes stay as they are.
+func (g *Gate) Close() error {
+	g.mu.Lock()
+	g.phase = ended
+	g.mu.Unlock()
+	g.stop()
+	g.ops.Wait()
+	g.ends.Wait()
+	return g.agent.Close()
+}
+
+// Serve answers the connections of l until ctx ends or l fails, and then closes them.
+// l must yield connections of the host alone.
+func (g *Gate) Serve(ctx context.Context, l net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var conns sync.WaitGroup
+	defer conns.Wait()
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	places := make(chan struct{}, maxConnections)
+	for {
+		nc, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("accept a connection of the host: %w", err)
+		}
+		select {
+		case places <- struct{}{}:
+		default:
+			g.Log.Warn("connection refused, there are too many", "limit", maxConnections)
+			nc.Close()
+			continue
+		}
+		conns.Go(func() {
+			defer func() { <-places }()
+			if err := g.serve(ctx, nc); err != nil {
+				g.Log.Warn("connection ended", "error", err)
+			}
+		})
+	}
+}
+
+// admit says whether a request passes at all now. If it does, the caller has to call done
+// after it: those that the gate judges are waited for at the sandbox's end.
+func (g *Gate) admit(m method) (done func(), err error) {
+	if err := g.inspect(); err != nil {
+		return nil, err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.phase == ended {
+		return nil, fmt.Errorf("the sandbox has ended, nothing is accepted any more: %w", errdefs.ErrFailedPrecondition)
+	}
+	if g.poison != nil && !m.end {
+		return nil, fmt.Errorf("the sandbox can only be removed: %w", g.poison)
+	}
+	switch {
+	case m.last:
+		g.phase = ended
+		g.ends.Add(1)
+		return g.ends.Done, nil
+	case m.verdict == judged:
+		g.ops.Add(1)
+		return g.ops.Done, nil
+	default:
+		return func() {}, nil
+	}
+}
+
+// poisoned stops everything but the end of containers and sandbox: what the agent holds is
+// not known any more.
+func (g *Gate) poisoned(reason string, args ...any) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.Log.Error("sandbox poisoned: "+reason, args...)
+	if g.poison == nil {
+		g.poison = fmt.Errorf("%s: %w", reason, errdefs.ErrFailedPrecondition)
+	}
+}
+
+// lock takes the container for the caller alone, until the returned function is called.
+func (c *container) lock(ctx context.Context) (unlock func(), err error) {
+	select {
+	case c.busy <- struct{}{}:
+		return func() { <-c.busy }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("container %s is busy: %w", c.id, ctx.Err())
+	}
+}
+
+// running returns the policy and the containers that live or may live. It is an error when
+// there is no sandbox for them, which may also have become so since the request was admitted.
+func (g *Gate) running() (Policy, policy.State, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.phase != created {
+		return nil, policy.State{}, fmt.Errorf("there is no sandbox, CreateSandbox comes first: %w", errdefs.ErrFailedPrecondition)
+	}
+	if g.poison != nil {
+		return nil, policy.State{}, fmt.Errorf("the sandbox can only be removed: %w", g.poison)
+	}
+	state := policy.State{Containers: make(map[string]string, len(g.containers))}
+	for id, c := range g.containers {
+		if c.state != gone {
+			state.Containers[id] = c.name
+		}
+	}
+	return g.policy, state, nil
+}
+
+// find returns the container. An id that never was is errdefs.ErrNotFound.
+func (g *Gate) find(id string) (*container, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	c, ok := g.containers[id]
+	if !ok {
+		return nil, fmt.Errorf("container %.64q was never created: %w", id, errdefs.ErrNotFound)
+	}
+	return c, nil
+}
+
+// inState is an error unless the container is in one of the states.
+func (g *Gate) inState(c *container, states ...containerState) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !slices.Contains(states, c.state) {
+		return fmt.Errorf("container %s is %v: %w", c.id, c.state, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// enter changes the state of a container that the caller has locked.
+func (g *Gate) enter(c *container, state containerState) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	c.state = state
+}
+
+// share takes part of the path lock: nothing is attached until release is called.
+func (g *Gate) share(ctx context.Context) (release func(), err error) { return g.take(ctx, 1) }
+
+// own takes the path lock whole: no other request touches a path until release is called.
+func (g *Gate) own(ctx context.Context) (release func(), err error) { return g.take(ctx, wholePath) }
+
+func (g *Gate) take(ctx context.Context, n int64) (func(), error) {
+	if err := g.paths.Acquire(ctx, n); err != nil {
+		return nil, fmt.Errorf("wait for requests under way: %w", err)
+	}
+	return func() { g.paths.Release(n) }, nil
+}
