@@ -62,6 +62,9 @@ func (p *Policy) Decide(ctx context.Context, rpc string, req proto.Message, stat
 	}
 	ctx, cancel := context.WithTimeout(ctx, evalLimit)
 	defer cancel()
+	if err := ctx.Err(); err != nil { // the interpreter looks only now and then
+		return Decision{}, fmt.Errorf("policy: judging %s: %w", printable(rpc), err)
+	}
 	results, err := p.framework.Eval(ctx, rego.EvalParsedInput(input))
 	if err != nil {
 		return Decision{}, fmt.Errorf("policy: judging %s: %w", printable(rpc), errors.Join(errdefs.ErrInternal, err))

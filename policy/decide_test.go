@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -205,6 +206,64 @@ func TestDecideEndsWithItsContext(t *testing.T) {
 	if _, err := Default().Decide(ctx, "CreateContainer", req, State{}); err == nil {
 		t.Error("a request judged after its context's end was allowed")
 	}
+}
+
+// FuzzCreateContainer: whatever the host sends, what is allowed in a sealed pod is a named container with all its volumes, each from a
+// device of its own, and nothing else of a block device.
+func FuzzCreateContainer(f *testing.F) {
+	policies := map[string]*Policy{}
+	for _, pod := range []string{"one-volume", "two-volumes", "sandbox"} {
+		dir := "testdata/CreateContainer/" + pod
+		p, err := Load(f.Context(), read(f, dir+"/policy.rego"))
+		if err != nil {
+			f.Fatal(err)
+		}
+		policies[pod] = p
+		b, err := proto.Marshal(patched(f.Context(), f, dir, "CreateContainer", nil))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(pod, b)
+	}
+	f.Fuzz(func(t *testing.T, pod string, b []byte) {
+		p, ok := policies[pod]
+		req := &grpc.CreateContainerRequest{}
+		if !ok || proto.Unmarshal(b, req) != nil {
+			return
+		}
+		got, err := p.Decide(t.Context(), "CreateContainer", req, State{})
+		if err != nil {
+			if !errdefs.IsPermissionDenied(err) && !errdefs.IsInvalidArgument(err) {
+				t.Fatalf("neither allowed nor denied: %v", err)
+			}
+			return
+		}
+		var wants []string
+		for name, v := range p.Volumes() {
+			for _, m := range v.Mounts {
+				if m.Container == got.Container {
+					wants = append(wants, name+" at "+m.Path)
+				}
+			}
+		}
+		var has, devices []string
+		for _, a := range got.Attachments {
+			has = append(has, a.Volume+" at "+req.OCI.Mounts[a.Mount].Destination)
+			devices = append(devices, req.Storages[a.Storage].Source)
+			if req.OCI.Mounts[a.Mount].Source != req.Storages[a.Storage].MountPoint || req.Storages[a.Storage].Driver != "blk" {
+				t.Errorf("attachment %+v is not of its storage", a)
+			}
+		}
+		slices.Sort(wants)
+		slices.Sort(has)
+		slices.Sort(devices)
+		if !slices.Equal(wants, has) || len(req.Storages) != len(has) || len(slices.Compact(devices)) != len(has) {
+			t.Errorf("allowed with %v on %v, declared %v", has, devices, wants)
+		}
+		if _, ok := p.Containers()[got.Container]; ok == got.Sandbox || len(req.Devices)+len(req.OCI.Linux.Devices) > 0 {
+			t.Errorf("allowed: %+v", got)
+		}
+	})
 }
 
 // BenchmarkDecide also bounds what the gate adds to a CreateContainer.

@@ -1,0 +1,65 @@
+package sealvol_test
+
+import data.sealvol
+import rego.v1
+
+test_below_takes_clean_paths_only if {
+	sealvol.below("/a/b", "/a/")
+	sealvol.below("/a/b/..c", "/a/")
+	every path in ["/a/", "/a", "/ab", "/a//b", "/a/./b", "/a/..", "/a/b/../c", "/a/b/", ""] {
+		not sealvol.below(path, "/a/")
+	}
+}
+
+test_touches_is_on_above_or_below if {
+	every path in ["/", "/mnt", "/mnt/a", "/mnt/a/b"] {
+		sealvol.touches(path, "/mnt/a")
+		sealvol.touches("/mnt/a", path)
+	}
+	every path in ["/mnt/ab", "/mnt/b", "/m", "/mnt/a-b/c"] {
+		not sealvol.touches(path, "/mnt/a")
+		not sealvol.touches("/mnt/a", path)
+	}
+}
+
+test_exec_matches if {
+	sealvol.exec_matches(["sh"], ["sh"])
+	sealvol.exec_matches(["df", "..."], ["df"])
+	sealvol.exec_matches(["df", "..."], ["df", "-h", "/"])
+	sealvol.exec_matches(["..."], ["anything"])
+	not sealvol.exec_matches(["sh"], ["sh", "-c"])
+	not sealvol.exec_matches(["sh", "-c"], ["sh"])
+	not sealvol.exec_matches(["df", "..."], [])
+	not sealvol.exec_matches(["..."], [])
+	not sealvol.exec_matches(["df", "-h", "..."], ["df"])
+}
+
+test_capabilities_with_and_without_prefix if {
+	sealvol.capability_default("CAP_CHOWN")
+	sealvol.capability_default("CHOWN")
+	not sealvol.capability_default("CAP_SYS_ADMIN")
+	not sealvol.capability_default("CAP_CAP_CHOWN")
+	not sealvol.capability_default("chown")
+}
+
+# Without input nothing holds, so each request is denied whatever its name.
+test_nothing_is_allowed_without_input if {
+	count(sealvol.verdict.denied) > 0 with input as {}
+	every rpc in object.keys(sealvol.always) {
+		count(sealvol.verdict.denied) > 0 with input as {"rpc": rpc}
+		count(sealvol.verdict.denied) > 0 with input as {"rpc": rpc, "pod": null}
+		count(sealvol.verdict.denied) > 0 with input as {"rpc": rpc, "pod": {}}
+		count(sealvol.verdict.denied) > 0 with input as {"rpc": rpc, "pod": {}, "request": null, "state": null}
+	}
+}
+
+test_every_rule_has_its_reason if {
+	every list in [sealvol.always, sealvol.sealed_pod, sealvol.open_pod] {
+		object.keys(list) == object.keys(sealvol.always)
+		every _, rules in list {
+			every rule in rules {
+				contains(sealvol.reasons[rule], "; ")
+			}
+		}
+	}
+}
