@@ -159,10 +159,15 @@ func loadModule(path string) error {
 		return err
 	}
 	defer f.Close()
-	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
-		return err
+	err = unix.FinitModule(int(f.Fd()), "", 0)
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		return nil
+	case errors.Is(err, unix.ENODEV): // a cipher for instructions that this processor lacks
+		slog.Info("kernel module not for this machine", "module", path)
+		return nil
 	}
-	return nil
+	return err
 }
 
 func loopbackUp() error {
