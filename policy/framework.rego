@@ -126,16 +126,10 @@ culprits := {
 	"mounts": [m.destination | some m in spec.Mounts; not mount_sealed(m)],
 	"open_device_nodes": [d.Path | some d in spec.Linux.Devices; not device_node_open(d)],
 	"open_mounts": [m.destination | some m in spec.Mounts; not mount_open(m)],
-	"open_storages": [concat(" at ", array.concat([s.driver], [m.destination | some m in spec.Mounts; m.source == s.mount_point])) |
-		some s in request.storages
-		not storage_open(s)
-	],
+	"open_storages": [storage_name(s) | some s in request.storages; not storage_open(s)],
 	"rootfs": [p | p := spec.Root.Path],
 	"sandbox_storages": [s.driver | some s in request.storages; not storage_sandbox(s)],
-	"storages": [concat(" at ", array.concat([s.driver], [m.destination | some m in spec.Mounts; m.source == s.mount_point])) |
-		some s in request.storages
-		not storage_volume(s)
-	],
+	"storages": [storage_name(s) | some s in request.storages; not storage_volume(s)],
 	"sysctl": [k | some k, _ in spec.Linux.Sysctl; not k in sysctls],
 	"volume_missing": [concat(" at ", [v.volume, v.path]) | some v in volumes; count(mounts_at(v.path)) == 0],
 	"volume_shadowed": array.concat(
@@ -143,6 +137,11 @@ culprits := {
 		[v.path | some v in volumes; count(mounts_at(v.path)) > 1],
 	),
 	"volume_storage": [concat(" at ", [v.volume, v.path]) | some v in volumes; some m in mounts_at(v.path); not volume_mount(m)],
+}
+
+# The driver, and where the container would see it.
+storage_name(s) := concat(" at ", array.concat([s.driver], places)) if {
+	places := [m.destination | some m in spec.Mounts; m.source == s.mount_point]
 }
 
 request := input.request
@@ -266,6 +265,7 @@ holds contains "exec_container" if {
 }
 
 holds contains "exec" if {
+	is_array(container.exec)
 	some argv in container.exec
 	exec_matches(argv, request.process.Args)
 }
@@ -295,7 +295,7 @@ process := spec.Process if input.rpc == "CreateContainer"
 
 process := request.process if input.rpc == "ExecProcess"
 
-capabilities := [c | some set in process.Capabilities; some c in set]
+capabilities := [c | is_object(process.Capabilities); some set in process.Capabilities; some c in set]
 
 holds contains "capabilities" if {
 	is_object(process.Capabilities)
