@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -157,7 +159,13 @@ func Default() *Policy {
 
 // oneLine makes an error of the interpreter fit for a one-line message; it can hold pieces of the text.
 func oneLine(err error) string {
-	s := strings.Join(strings.Fields(strings.ToValidUTF8(err.Error(), "?")), " ")
+	s := strings.Map(func(r rune) rune {
+		if r == utf8.RuneError || !unicode.IsPrint(r) && !unicode.IsSpace(r) {
+			return '?'
+		}
+		return r
+	}, err.Error())
+	s = strings.Join(strings.Fields(s), " ")
 	if len(s) > 300 {
 		s = strings.ToValidUTF8(s[:300], "") + "..."
 	}
