@@ -70,6 +70,9 @@ func serve(port *os.File) (int, error) {
 		if err := loadModules("nested"); err != nil {
 			return 0, err
 		}
+		if err := holdKVM(); err != nil {
+			return 0, err
+		}
 	}
 	if err := enterHostRoot(); err != nil {
 		return 0, err
