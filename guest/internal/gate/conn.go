@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"regexp"
 	"strings"
@@ -223,7 +224,11 @@ func (c *conn) answer(stream uint32, name string, msg proto.Message, err error) 
 		err = fmt.Errorf("%s: the agent's answer is too large: %w", name, errdefs.ErrResourceExhausted)
 	}
 	if err != nil {
-		c.g.Log.Warn("request refused or failed", "method", name, "error", err)
+		level := slog.LevelWarn
+		if answered(err) {
+			level = slog.LevelDebug // the agent's own no, as at the end of each stream
+		}
+		c.g.Log.Log(context.Background(), level, "request refused or failed", "method", name, "error", err)
 		resp = &ttrpc.Response{Status: hostStatus(err).Proto()}
 	}
 	p, err := proto.Marshal(resp)

@@ -134,7 +134,7 @@ type Gate struct {
 	policySent  bool  // a SetPolicy has been forwarded
 	policyTaken bool  // and the agent accepted it
 	shared      bool  // the sandbox has a file system that the host serves
-	poison      error // why nothing but the end of containers and sandbox passes any more
+	poison      error // why nothing but the end of containers and sandbox is done any more
 	containers  map[string]*container
 	storages    map[string]use // by the mount point that Kata chose for a volume
 }
@@ -241,7 +241,7 @@ func (g *Gate) admit(m method) (done func(), err error) {
 	if g.phase == ended {
 		return nil, fmt.Errorf("the sandbox has ended, nothing is accepted any more: %w", errdefs.ErrFailedPrecondition)
 	}
-	if g.poison != nil && !m.end {
+	if g.poison != nil && m.verdict == judged && !m.end {
 		return nil, fmt.Errorf("the sandbox can only be removed: %w", g.poison)
 	}
 	switch {
@@ -257,8 +257,8 @@ func (g *Gate) admit(m method) (done func(), err error) {
 	}
 }
 
-// poisoned stops everything but the end of containers and sandbox: what the agent holds is
-// not known any more.
+// poisoned stops everything that changes the sandbox but its end and that of its containers:
+// what the agent holds is not known any more.
 func (g *Gate) poisoned(reason string, args ...any) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -101,10 +101,13 @@ const shareTag = "kataShared"
 func (g *Gate) destroySandbox(ctx context.Context, req *agent.DestroySandboxRequest) (proto.Message, error) {
 	g.stop()
 	g.ops.Wait()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), destroyTimeout)
+	agentCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), destroyTimeout)
 	defer cancel()
-	resp, err := g.forward(ctx, "DestroySandbox", req)
-	if destroyErr := g.Volumes.Destroy(ctx); destroyErr != nil {
+	resp, err := g.forward(agentCtx, "DestroySandbox", req)
+	// With a time of their own: an agent that hangs must not keep the keys alive.
+	volumesCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), destroyTimeout)
+	defer cancel()
+	if destroyErr := g.Volumes.Destroy(volumesCtx); destroyErr != nil {
 		g.Log.Error("volumes not all closed at the sandbox's end", "error", destroyErr)
 		if err == nil {
 			err = fmt.Errorf("end of the sandbox's volumes: %w", destroyErr)

@@ -32,8 +32,8 @@ type rule struct {
 	verdict verdict
 	reason  string
 	judge   judge
-	// end marks the methods that only take away: a poisoned sandbox has no other. They
-	// outlive the host's deadline, since half an end is none.
+	// end marks the judged methods that only take away: a poisoned sandbox has no other.
+	// They outlive the host's deadline, since half an end is none.
 	end bool
 	// last marks the one after which nothing comes.
 	last bool
