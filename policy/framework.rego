@@ -234,7 +234,7 @@ holds contains "spec" if {
 # What pause images run: Kubernetes' and its mirrors', OpenShift's, one made of busybox.
 holds contains "args" if {
 	sandbox
-	spec.Process.Args in [["/pause"], ["/usr/bin/pod"], ["sleep", "infinity"]]
+	spec.Process.Args in [["/pause"], ["/usr/bin/pod"]]
 }
 
 holds contains "args" if {
