@@ -80,15 +80,16 @@ $(BUILD)/guest/kata-agent: always
 build/guest/initrd.img: always build build/mkimage build/kernel/vmlinuz $(KATA_AGENT)
 	@$(STEP) 'guest image' build/mkimage guest -o $@ -service bin/sealvol-guest -agent '$(KATA_AGENT)' -kernel '$(KATA_MODULES)'
 
-build/vsockdial: integration/vsockdial/main.go go.mod
-	@$(GO) build $(RELEASE) -o $@ ./integration/vsockdial
+build/images/programs/%: integration/%/main.go go.mod
+	@$(GO) build $(RELEASE) -o $@ ./integration/$*
 
-build/images/%.tar: build/mkimage build/vsockdial Makefile
+.PRECIOUS: build/images/programs/%
+build/images/%.tar: build/mkimage build/images/programs/pause build/images/programs/vsockdial Makefile
 	@mkdir -p $(@D)
 	@$(STEP) 'container image $*' build/mkimage container -o $@ $($*-image)
 
-busybox-image := -ref local.test/busybox:1 -file /bin/vsockdial=build/vsockdial sh
-pause-image   := -ref local.test/pause:1 sleep infinity
+busybox-image := -ref local.test/busybox:1 -file /bin/vsockdial=build/images/programs/vsockdial sh
+pause-image   := -ref local.test/pause:1 -file /pause=build/images/programs/pause /pause
 
 .PHONY: node-artefacts always
 node-artefacts: tools build build/guest/initrd.img build/images/busybox.tar build/images/pause.tar ## build all that a node is made of
