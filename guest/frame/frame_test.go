@@ -5,11 +5,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"reflect"
 	"testing"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
-	"github.com/google/go-cmp/cmp"
 	agent "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -44,8 +44,8 @@ func TestReadReturnsWhatWriteWrote(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if d := cmp.Diff(want, got); d != "" {
-			t.Error(d)
+		if !reflect.DeepEqual(want, got) {
+			t.Errorf("stream %d came back as %d, %v, flags %#x, %d bytes", want.Stream, got.Stream, got.Type, got.Flags, len(got.Payload))
 		}
 	}
 	if _, err := frame.Read(&w); err != io.EOF {
