@@ -92,7 +92,7 @@ func Cleanup(c config.Config, h Host, call Call) error {
 func (d dir) cleanup(ctx context.Context, h Host, call Call) ([]byte, error) {
 	for {
 		if conn, err := net.Dial("unix", d.socket()); err == nil {
-			answer, err := d.deleteOne(ctx, conn, call)
+			answer, err := d.deleteOne(ctx, h, conn, call)
 			if !errdefs.IsUnavailable(err) {
 				return answer, err
 			}
@@ -118,7 +118,7 @@ func (d dir) cleanup(ctx context.Context, h Host, call Call) ([]byte, error) {
 
 // deleteOne deletes one container of a living sandbox, as the stock shim does,
 // and tells the daemon. It is an errdefs.ErrUnavailable if that has died.
-func (d dir) deleteOne(ctx context.Context, conn net.Conn, call Call) ([]byte, error) {
+func (d dir) deleteOne(ctx context.Context, h Host, conn net.Conn, call Call) ([]byte, error) {
 	client := ttrpc.NewClient(conn)
 	defer client.Close()
 	s, err := d.read()
@@ -132,6 +132,11 @@ func (d dir) deleteOne(ctx context.Context, conn net.Conn, call Call) ([]byte, e
 	answer, deleteErr := killed()
 	if bundle != "" {
 		answer, deleteErr = stockDelete(ctx, s.StockShim, call, call.ID, bundle, deleteTime)
+	}
+	if _, has := s.Containers[call.ID]; deleteErr != nil && !has {
+		// It was never created, or is deleted already: the stock shim has nothing to fail at.
+		h.Log.Info("the stock shim's delete failed", "container", call.ID, "error", deleteErr)
+		answer, deleteErr = killed()
 	}
 	ctx, cancel := context.WithTimeout(ctx, killTime)
 	defer cancel()
