@@ -75,7 +75,7 @@ func WaitUnused(ctx context.Context, path string, n Number) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("device %v is still in use: %w: %w", n, errdefs.ErrUnavailable, ctx.Err())
+			return fmt.Errorf("device %v is still in use: %w: %w", n, ctx.Err(), errdefs.ErrUnavailable)
 		case <-time.After(pause):
 		}
 	}

@@ -140,7 +140,7 @@ func (c *Control) Remove(ctx context.Context, name string) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("remove mapping %s: still in use: %w: %w", name, errdefs.ErrUnavailable, ctx.Err())
+			return fmt.Errorf("remove mapping %s: still in use: %w: %w", name, ctx.Err(), errdefs.ErrUnavailable)
 		case <-time.After(pause):
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"os"
 	"os/exec"
@@ -138,32 +139,42 @@ func randomUUID() string {
 func (i *Image) Close() error { return i.file.Close() }
 
 // CopyTo writes the blocks that the image has to the device behind a node, past the page cache.
-func (i *Image) CopyTo(ctx context.Context, node string) (err error) {
+func (i *Image) CopyTo(ctx context.Context, node string) error {
 	device, err := os.OpenFile(node, os.O_WRONLY|unix.O_DIRECT|unix.O_EXCL, 0)
 	if err != nil {
 		return fmt.Errorf("copy file system: %w", err)
 	}
-	defer func() { err = errors.Join(err, device.Close()) }()
+	err = i.copyTo(ctx, device)
+	if closeErr := device.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return fmt.Errorf("copy file system: %w", err)
+	}
+	return nil
+}
+
+func (i *Image) copyTo(ctx context.Context, device io.WriterAt) error {
 	// Mapped memory is aligned to pages, as O_DIRECT wants it.
 	buffer, err := unix.Mmap(-1, 0, copyBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
-		return fmt.Errorf("copy file system: %w", err)
+		return err
 	}
 	defer unix.Munmap(buffer)
 	for written, err := range i.extents() {
 		if err != nil {
-			return fmt.Errorf("copy file system: %w", err)
+			return err
 		}
 		for at := written.start; at < written.end; {
 			if err := ctx.Err(); err != nil {
-				return fmt.Errorf("copy file system: %w", err)
+				return err
 			}
 			part := buffer[:min(copyBytes, written.end-at)]
 			if _, err := i.file.ReadAt(part, at); err != nil {
-				return fmt.Errorf("copy file system: %w", err)
+				return err
 			}
 			if _, err := device.WriteAt(part, at); err != nil {
-				return fmt.Errorf("copy file system: %w", err)
+				return err
 			}
 			at += int64(len(part))
 		}

@@ -152,21 +152,25 @@ func (m *Mount) Close(ctx context.Context) error {
 		return nil
 	}
 	defer m.letGo()
-	errs := []error{m.Detach()}
-	if err := unix.Syncfs(int(m.root.Fd())); err != nil {
-		errs = append(errs, fmt.Errorf("write back file system: %w", err))
+	// The first error is the one to tell; what follows comes of it.
+	err := m.Detach()
+	if syncErr := unix.Syncfs(int(m.root.Fd())); syncErr != nil && err == nil {
+		err = fmt.Errorf("write back file system: %w", syncErr)
 	}
 	m.root.Close()
 	unix.Close(m.mount)
 	m.mount = -1
 	// The file system writes its superblock when its last mount ends, and tells nobody whether it could. The device knows.
-	if err := blockdev.WaitUnused(ctx, m.node, m.device); err != nil {
-		return errors.Join(append(errs, fmt.Errorf("file system is still mounted%s: %w", mountedIn(m.device), err))...)
+	if waitErr := blockdev.WaitUnused(ctx, m.node, m.device); waitErr != nil {
+		if err == nil {
+			err = fmt.Errorf("file system is still mounted%s: %w", mountedIn(m.device), waitErr)
+		}
+		return err
 	}
-	if err := m.disk.Sync(); err != nil {
-		errs = append(errs, fmt.Errorf("flush device: %w", err))
+	if syncErr := m.disk.Sync(); syncErr != nil && err == nil {
+		err = fmt.Errorf("flush device: %w", syncErr)
 	}
-	return errors.Join(errs...)
+	return err
 }
 
 func (m *Mount) letGo() {
@@ -179,15 +183,22 @@ func (m *Mount) letGo() {
 	m.root, m.disk = nil, nil
 }
 
-// mountedIn names the processes whose mount namespace has a file system, for the message of an error: " by process 7, 8".
+// mountedIn names the mount namespaces that have a file system, each by one process, for the message of an error: " by process 7, 8".
 func mountedIn(device blockdev.Number) string {
-	tables, _ := filepath.Glob("/proc/[0-9]*/mountinfo")
+	namespaces, _ := filepath.Glob("/proc/[0-9]*/ns/mnt")
+	seen := map[string]bool{}
 	var found []string
-	for _, table := range tables {
-		content, _ := os.ReadFile(table)
+	for _, path := range namespaces {
+		namespace, err := os.Readlink(path)
+		if err != nil || seen[namespace] {
+			continue
+		}
+		seen[namespace] = true
+		process := filepath.Dir(filepath.Dir(path))
+		table, _ := os.ReadFile(filepath.Join(process, "mountinfo"))
 		// mountinfo(5): the third field of each line is the number.
-		if strings.Contains(string(content), " "+device.String()+" ") {
-			found = append(found, filepath.Base(filepath.Dir(table)))
+		if strings.Contains(string(table), " "+device.String()+" ") {
+			found = append(found, filepath.Base(process))
 		}
 	}
 	if len(found) == 0 {

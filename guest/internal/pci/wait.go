@@ -34,7 +34,7 @@ func wait(ctx context.Context, look func() (Device, error), arrival func() error
 			return device, err
 		}
 		if ctx.Err() != nil {
-			return Device{}, fmt.Errorf("%w: %w: %w", errdefs.ErrUnavailable, ctx.Err(), err)
+			return Device{}, fmt.Errorf("%v: %w: %w", err, ctx.Err(), errdefs.ErrUnavailable)
 		}
 		// An end by ctx is seen above, after one more look.
 		if err := arrival(); err != nil && ctx.Err() == nil {

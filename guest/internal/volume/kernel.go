@@ -2,10 +2,12 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -13,6 +15,7 @@ import (
 	"github.com/sealvol/sealvol/guest/internal/blockdev"
 	"github.com/sealvol/sealvol/guest/internal/devmapper"
 	"github.com/sealvol/sealvol/guest/internal/filesystem"
+	"github.com/sealvol/sealvol/guest/internal/keyring"
 	"github.com/sealvol/sealvol/guest/internal/pci"
 	"github.com/sealvol/sealvol/guest/internal/tagstore"
 )
@@ -22,6 +25,7 @@ type kernel struct {
 	disks   disks
 	mapper  mapper
 	tags    func(ctx context.Context, dataBytes uint64) (tags, error)
+	lend    func(key *keyring.Key, description string, do func() error) error
 	systems fileSystems
 }
 
@@ -75,7 +79,7 @@ func (d pciDisks) Wait(ctx context.Context, path pci.Path) (pci.Device, error) {
 func (d pciDisks) Find(path pci.Path) (pci.Device, error) { return pci.Find(d.sysfs, path) }
 
 func (d pciDisks) Hold(ctx context.Context, disk pci.Device) (closer, error) {
-	f, err := blockdev.Open(disk.Node(), disk.Number, os.O_RDWR)
+	f, err := openNew(ctx, disk)
 	if err != nil {
 		return nil, err
 	}
@@ -84,6 +88,21 @@ func (d pciDisks) Hold(ctx context.Context, disk pci.Device) (closer, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// openNew opens a disk that sysfs shows already; its node under /dev, and the readiness to be opened, come a moment later.
+func openNew(ctx context.Context, disk pci.Device) (*os.File, error) {
+	for {
+		f, err := blockdev.Open(disk.Node(), disk.Number, os.O_RDONLY)
+		if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENXIO) {
+			return f, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("open disk: %w: %w: %w", err, ctx.Err(), errdefs.ErrUnavailable)
+		case <-time.After(time.Millisecond):
+		}
+	}
 }
 
 func check(ctx context.Context, f *os.File, disk pci.Device) error {
@@ -105,15 +124,27 @@ func check(ctx context.Context, f *os.File, disk pci.Device) error {
 type ext4 struct{ mkfs string }
 
 func (e ext4) Make(ctx context.Context, size uint64) (image, error) {
-	return filesystem.Make(ctx, e.mkfs, size)
+	made, err := filesystem.Make(ctx, e.mkfs, size)
+	if err != nil {
+		return nil, err
+	}
+	return made, nil
 }
 
 func (e ext4) Mount(ctx context.Context, device devmapper.Device, options filesystem.Options) (mount, error) {
-	return filesystem.Open(ctx, device.Link(), device.Node(), device.Number, options)
+	mounted, err := filesystem.Open(ctx, device.Link(), device.Node(), device.Number, options)
+	if err != nil {
+		return nil, err
+	}
+	return mounted, nil
 }
 
 func newTags(ctx context.Context, dataBytes uint64) (tags, error) {
-	return tagstore.New(ctx, dataBytes)
+	store, err := tagstore.New(ctx, dataBytes)
+	if err != nil {
+		return nil, err
+	}
+	return store, nil
 }
 
 // checkKernel refuses kernels before 6.8. They lack the commits 50c70240097c (CVE-2024-26763: the data may change between

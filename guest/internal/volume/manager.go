@@ -35,6 +35,7 @@ import (
 	sealvolv1 "github.com/sealvol/sealvol/guest/api/v1"
 	"github.com/sealvol/sealvol/guest/internal/devmapper"
 	"github.com/sealvol/sealvol/guest/internal/filesystem"
+	"github.com/sealvol/sealvol/guest/internal/keyring"
 	"github.com/sealvol/sealvol/guest/internal/pci"
 	"github.com/sealvol/sealvol/policy"
 )
@@ -81,6 +82,7 @@ func New(config Config) (_ *Manager, err error) {
 		disks:   pciDisks{sysfs: "/sys"},
 		mapper:  control,
 		tags:    newTags,
+		lend:    (*keyring.Key).Lend,
 		systems: ext4{mkfs: config.Mkfs},
 	})
 	m.close = func() error { return errors.Join(place.Close(), control.Close()) }
@@ -103,23 +105,23 @@ func newManager(dir string, log *slog.Logger, k kernel) *Manager {
 // the volume is open it makes sure that the path is the same disk; after a clean close it opens the volume again. A container
 // that has the volume already may ask again.
 //
-// Whatever fails is undone before Acquire returns, which is why the work gets a little less time than ctx gives. The errors are
-// errdefs.ErrUnavailable when disk or time is wanting, ErrPermissionDenied for a disk that is another volume's or a volume
+// Whatever fails is undone before Acquire returns, which is why the work gets a little less time than ctx gives. The errors leave the
+// volume's name to the caller; they are errdefs.ErrUnavailable when disk or time is wanting, ErrPermissionDenied for a disk that is another volume's or a volume
 // that has another disk, ErrFailedPrecondition for what the policy asks and disk or kernel do not have, and ErrDataLoss for a volume that is lost.
 func (m *Manager) Acquire(ctx context.Context, container, name string, spec policy.Volume, path pci.Path) error {
 	v, err := m.volume(name, spec)
 	if err != nil {
-		return fmt.Errorf("volume %s: %w", name, err)
+		return err
 	}
-	err = m.run(ctx, v, func(ctx context.Context) error {
+	return m.run(ctx, v, func(ctx context.Context) error {
 		ctx, cancel := withReserve(ctx)
 		defer cancel()
-		return m.acquire(ctx, v, container, path)
+		err := m.acquire(ctx, v, container, path)
+		if err != nil && ctx.Err() != nil && !errdefs.IsUnavailable(err) && !errdefs.IsDataLoss(err) {
+			return fmt.Errorf("there was not enough time: %w: %w", err, errdefs.ErrUnavailable)
+		}
+		return err
 	}, func(ctx context.Context) { m.release(ctx, v, container) })
-	if err != nil {
-		return fmt.Errorf("volume %s: %w", name, err)
-	}
-	return nil
 }
 
 // Release takes a container's volumes from it. The last container's volume is written back, unmounted and closed, and the disk
@@ -159,19 +161,16 @@ func (m *Manager) withOpen(name string, do func(*volume) error) error {
 	v, ok := m.volumes[name]
 	m.mu.Unlock()
 	if !ok {
-		return fmt.Errorf("volume %s: %w", name, errdefs.ErrNotFound)
+		return fmt.Errorf("no volume %q: %w", name, errdefs.ErrNotFound)
 	}
 	if err := v.lock(context.Background()); err != nil {
 		return err
 	}
 	defer v.unlock()
 	if state := v.state.Load(); state != stateOpen {
-		return fmt.Errorf("volume %s is %v: %w", name, state, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("it is %v: %w", state, errdefs.ErrFailedPrecondition)
 	}
-	if err := do(v); err != nil {
-		return fmt.Errorf("volume %s: %w", name, err)
-	}
-	return nil
+	return do(v)
 }
 
 // Status is what there is to know about each volume, sorted by name. Of a volume that is being sealed or closed at the moment it is
@@ -209,6 +208,10 @@ func (m *Manager) Destroy(ctx context.Context) error {
 
 // volume is the volume of a name. The same name always is the same volume, with the same policy.
 func (m *Manager) volume(name string, spec policy.Volume) (*volume, error) {
+	// It becomes a folder of m.dir.
+	if name == "" || name[0] == '.' || strings.ContainsRune(name, '/') {
+		return nil, fmt.Errorf("name %q: %w", name, errdefs.ErrInvalidArgument)
+	}
 	p, err := newPlan(spec)
 	if err != nil {
 		return nil, err
@@ -339,7 +342,7 @@ func (m *Manager) run(ctx context.Context, v *volume, do func(context.Context) e
 	if !settled.CompareAndSwap(false, true) {
 		return <-done
 	}
-	return fmt.Errorf("the disk does not answer: %w: %w", errdefs.ErrUnavailable, ctx.Err())
+	return fmt.Errorf("the disk does not answer: %w: %w", ctx.Err(), errdefs.ErrUnavailable)
 }
 
 // each calls do for each volume at once and puts the errors into one line.
@@ -368,4 +371,14 @@ func oneLine(errs ...error) (joined error) {
 		}
 	}
 	return joined
+}
+
+// first is the first error that is one.
+func first(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

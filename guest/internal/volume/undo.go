@@ -1,20 +1,12 @@
 package volume
 
-import (
-	"context"
-	"fmt"
-)
+import "context"
 
-// layers is what has been set up, in order, each with its reverse.
-type layers []layer
+// layers is what has been set up, in order: the reverse of each step.
+type layers []func(context.Context) error
 
-type layer struct {
-	what   string
-	remove func(context.Context) error
-}
-
-func (l *layers) push(what string, remove func(context.Context) error) {
-	*l = append(*l, layer{what, remove})
+func (l *layers) push(remove func(context.Context) error) {
+	*l = append(*l, remove)
 }
 
 // unwind removes the layers, the last one first. It goes on after a failure, so that as little as possible stays, unless ctx has ended:
@@ -23,18 +15,12 @@ func (l *layers) unwind(ctx context.Context) error {
 	var failed error
 	var left layers
 	for i := len(*l) - 1; i >= 0; i-- {
-		this := (*l)[i]
-		err := this.remove(ctx)
+		err := (*l)[i](ctx)
 		if err == nil {
 			continue
 		}
-		err = fmt.Errorf("%s: %w", this.what, err)
-		if failed == nil {
-			failed = err
-		} else {
-			failed = fmt.Errorf("%w; %w", failed, err)
-		}
-		left = append(layers{this}, left...)
+		failed = oneLine(failed, err)
+		left = append(layers{(*l)[i]}, left...)
 		if ctx.Err() != nil {
 			left = append((*l)[:i:i], left...)
 			break

@@ -58,7 +58,8 @@ type volume struct {
 	suite suite
 	key   *keyring.Key
 	tags  tags
-	ready time.Duration // that the last opening took, without waiting for the disk
+	found time.Time     // when the disk was there
+	ready time.Duration // from then to the mount
 
 	// While it is open.
 	layers                   layers
@@ -79,7 +80,7 @@ func (v *volume) lock(ctx context.Context) error {
 	case v.token <- struct{}{}:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("it is busy (%v): %w: %w", v.state.Load(), errdefs.ErrUnavailable, ctx.Err())
+		return fmt.Errorf("it is busy (%v): %w: %w", v.state.Load(), ctx.Err(), errdefs.ErrUnavailable)
 	}
 }
 
@@ -131,25 +132,29 @@ func (m *Manager) sameDisk(v *volume, path pci.Path) error {
 // does not hold what was closed, or the undo failed too.
 func (m *Manager) open(ctx context.Context, v *volume, path pci.Path) error {
 	before := v.state.Load()
-	first := before == stateNew
+	isNew := before == stateNew
 	v.state.Store(stateSealing)
 	v.path = path
-	err := m.setUp(ctx, v, first)
+	step := m.reopen
+	if isNew {
+		step = m.seal
+	}
+	err := step(ctx, v)
 	if err == nil {
 		v.state.Store(stateOpen)
-		v.log.Info("volume is open", "first", first, "pci", path.String(), "disk", v.disk.Name, "bytes", v.bytes,
+		v.log.Info("volume is open", "new", isNew, "pci", path.String(), "disk", v.disk.Name, "bytes", v.bytes,
 			"suite", v.suite.name, "mapping", v.crypt.Name, "ready", v.ready)
 		return nil
 	}
 	undo, cancel := withUndoTime(ctx)
 	defer cancel()
 	unsaved, left := v.takeDown(undo)
-	if first {
+	if isNew {
 		left = oneLine(left, v.kept.unwind(undo))
-		v.key, v.tags = nil, nil
+		v.key, v.tags, v.bytes, v.suite = nil, nil, 0, suite{}
 		unsaved = nil // nobody has written anything yet
 	}
-	if undoErr := oneLine(unsaved, left); undoErr != nil {
+	if undoErr := first(unsaved, left); undoErr != nil {
 		err = fmt.Errorf("%v; undo: %v: %w", err, undoErr, errdefs.ErrDataLoss)
 	}
 	if errdefs.IsDataLoss(err) {
@@ -161,40 +166,75 @@ func (m *Manager) open(ctx context.Context, v *volume, path pci.Path) error {
 	return err
 }
 
-// setUp goes from the disk to the mount. What it did is in the volume's layers, also when it fails.
-func (m *Manager) setUp(ctx context.Context, v *volume, first bool) (err error) {
-	k := m.kernel
-	if v.disk, err = k.disks.Wait(ctx, v.path); err != nil {
-		return err
-	}
-	start := time.Now()
-	hold, err := k.disks.Hold(ctx, v.disk)
+// seal makes the volume on the disk. What it did is in the volume's layers, also when it fails.
+func (m *Manager) seal(ctx context.Context, v *volume) error {
+	hold, err := m.takeDisk(ctx, v)
 	if err != nil {
 		return err
 	}
 	defer hold.Close()
-	if first {
-		v.bytes, err = v.plan.length(v.disk.Bytes)
-	} else if v.disk.Bytes < v.bytes {
-		err = fmt.Errorf("the disk has %d bytes, the volume %d: %w", v.disk.Bytes, v.bytes, errdefs.ErrFailedPrecondition)
+	if v.bytes, err = v.plan.length(v.disk.Bytes); err != nil {
+		return err
 	}
+	made := startMaking(ctx, m.kernel.systems, v.bytes)
+	defer made.close()
+	v.label = strings.ToLower(rand.Text()[:5])
+	store, err := m.kernel.tags(ctx, v.bytes)
 	if err != nil {
 		return err
 	}
-	var made *making
-	if first {
-		made = startMaking(ctx, k.systems, v.bytes)
-		defer made.close()
-		v.label = strings.ToLower(rand.Text()[:5])
-		if v.tags, err = k.tags(ctx, v.bytes); err != nil {
-			return err
-		}
-		v.kept.push("free integrity tags", func(context.Context) error { return v.tags.Close() })
+	v.tags = store
+	v.kept.push(func(context.Context) error { return store.Close() })
+	if err := m.addIntegrity(ctx, v); err != nil {
+		return err
 	}
+	if err := m.addFirstCrypt(ctx, v); err != nil {
+		return err
+	}
+	if err := made.copyTo(ctx, v.crypt.Node()); err != nil {
+		return err
+	}
+	return m.addMount(ctx, v)
+}
+
+// reopen makes the volume available again after a clean close.
+func (m *Manager) reopen(ctx context.Context, v *volume) error {
+	hold, err := m.takeDisk(ctx, v)
+	if err != nil {
+		return err
+	}
+	defer hold.Close()
+	if v.disk.Bytes < v.bytes {
+		return fmt.Errorf("the disk has %d bytes, the volume %d: %w", v.disk.Bytes, v.bytes, errdefs.ErrFailedPrecondition)
+	}
+	if err := m.addIntegrity(ctx, v); err != nil {
+		return err
+	}
+	if err := m.addCrypt(ctx, v, v.suite, v.key); err != nil {
+		return err
+	}
+	err = m.addMount(ctx, v)
+	if err != nil && ctx.Err() == nil {
+		return fmt.Errorf("the disk does not hold what the volume was closed with: %v: %w", err, errdefs.ErrDataLoss)
+	}
+	return err
+}
+
+// takeDisk waits for the disk and makes sure that it is nobody's, until the mapping over it is there and the result is closed.
+func (m *Manager) takeDisk(ctx context.Context, v *volume) (_ closer, err error) {
+	if v.disk, err = m.kernel.disks.Wait(ctx, v.path); err != nil {
+		return nil, err
+	}
+	v.found = time.Now()
+	return m.kernel.disks.Hold(ctx, v.disk)
+}
+
+// addIntegrity makes the two lower mappings.
+func (m *Manager) addIntegrity(ctx context.Context, v *volume) (err error) {
 	if v.linear, err = m.add(ctx, v, "_cut", devmapper.Linear{Device: v.disk.Number}); err != nil {
 		return err
 	}
-	if v.integrity, err = m.add(ctx, v, "_dif", devmapper.Integrity{
+	v.integrity, err = m.add(ctx, v, "_dif", devmapper.Integrity{
 		Data:       v.linear.Number,
 		Meta:       v.tags.Number(),
 		TagBytes:   tagstore.TagBytes,
@@ -203,30 +243,7 @@ func (m *Manager) setUp(ctx context.Context, v *volume, first bool) (err error) 
 		JournalSectors: 64,
 		// Tags are read and written by pages, so that scattered writes take as little memory as the store can give.
 		BufferSectors: tagstore.BlockBytes / devmapper.SectorBytes,
-	}); err != nil {
-		return err
-	}
-	if first {
-		err = m.addFirstCrypt(ctx, v)
-	} else {
-		err = m.addCrypt(ctx, v, v.suite, v.key)
-	}
-	if err != nil {
-		return err
-	}
-	if first {
-		if err := made.copyTo(ctx, v.crypt.Node()); err != nil {
-			return err
-		}
-	}
-	v.mount, err = k.systems.Mount(ctx, v.crypt, v.plan.options)
-	if err == nil {
-		v.layers.push("unmount", v.mount.Close)
-		err = ctx.Err()
-	} else if !first && ctx.Err() == nil {
-		return fmt.Errorf("the disk does not hold what the volume was closed with: %v: %w", err, errdefs.ErrDataLoss)
-	}
-	v.ready = time.Since(start)
+	})
 	return err
 }
 
@@ -237,7 +254,7 @@ func (m *Manager) add(ctx context.Context, v *volume, suffix string, target devm
 	if err != nil {
 		return devmapper.Device{}, err
 	}
-	v.layers.push("remove mapping", func(ctx context.Context) error { return m.kernel.mapper.Remove(ctx, name) })
+	v.layers.push(func(ctx context.Context) error { return m.kernel.mapper.Remove(ctx, name) })
 	return device, nil
 }
 
@@ -251,7 +268,7 @@ func (m *Manager) addFirstCrypt(ctx context.Context, v *volume) error {
 		err = m.addCrypt(ctx, v, s, key)
 		if err == nil {
 			v.suite, v.key = s, key
-			v.kept.push("overwrite key", func(context.Context) error { return key.Destroy() })
+			v.kept.push(func(context.Context) error { return key.Destroy() })
 			return nil
 		}
 		if destroyErr := key.Destroy(); destroyErr != nil {
@@ -268,7 +285,7 @@ func (m *Manager) addFirstCrypt(ctx context.Context, v *volume) error {
 
 func (m *Manager) addCrypt(ctx context.Context, v *volume, s suite, key *keyring.Key) error {
 	description := "sealvol:" + v.label
-	return key.Lend(description, func() (err error) {
+	return m.kernel.lend(key, description, func() (err error) {
 		v.crypt, err = m.add(ctx, v, "", devmapper.Crypt{
 			Cipher:      s.cipher,
 			KeyBytes:    s.keyBytes,
@@ -281,8 +298,20 @@ func (m *Manager) addCrypt(ctx context.Context, v *volume, s suite, key *keyring
 	})
 }
 
-// takeDown closes the mount and removes the mappings. The first error says that something that was written may not be on the disk, the
-// second that something could not be removed; that stays in the volume's layers.
+func (m *Manager) addMount(ctx context.Context, v *volume) error {
+	mounted, err := m.kernel.systems.Mount(ctx, v.crypt, v.plan.options)
+	if err != nil {
+		return err
+	}
+	v.mount = mounted
+	v.layers.push(mounted.Close)
+	v.ready = time.Since(v.found)
+	// The last step: from here on nobody looks at the context.
+	return ctx.Err()
+}
+
+// takeDown closes the mount and removes the mappings. The first error says that something that was written may not be on the disk; the
+// second, that something could not be removed, often follows from it. What could not be removed stays in the volume's layers.
 func (v *volume) takeDown(ctx context.Context) (unsaved, left error) {
 	if v.mount != nil {
 		// Also a layer, where it does nothing the second time: what could not be written must not keep the mappings.
@@ -302,7 +331,7 @@ func (m *Manager) release(ctx context.Context, v *volume, container string) erro
 	if len(v.layers) == 0 {
 		m.unclaim(v.path, v)
 	}
-	if err := oneLine(unsaved, left); err != nil {
+	if err := first(unsaved, left); err != nil {
 		// %v, so that the class is the one that matters to the caller.
 		err = fmt.Errorf("it was not closed cleanly: %v: %w", err, errdefs.ErrDataLoss)
 		v.fail(err)
@@ -334,7 +363,8 @@ func (m *Manager) destroy(ctx context.Context, v *volume) error {
 	return nil
 }
 
-// status describes the volume as far as it can be known without waiting.
+// status describes the volume as far as it can be known without waiting. The mounts are the policy's: which of its containers live is
+// not known here.
 func (v *volume) status(m mapper) *sealvolv1.Volume {
 	status := &sealvolv1.Volume{
 		Name:     v.name,
@@ -365,6 +395,9 @@ func (v *volume) status(m mapper) *sealvolv1.Volume {
 	if v.state.Load() != stateOpen {
 		return status
 	}
+	for _, place := range v.spec.Mounts {
+		status.Mounts = append(status.Mounts, &sealvolv1.Mount{Container: place.Container, Path: place.Path, ReadOnly: place.ReadOnly, Options: texts(v.spec.Options)})
+	}
 	status.Device, status.PciPath = v.disk.Name, v.path.String()
 	for _, device := range []devmapper.Device{v.crypt, v.integrity, v.linear} {
 		table, err := m.Table(device.Name)
@@ -383,4 +416,11 @@ func (v *volume) status(m mapper) *sealvolv1.Volume {
 		v.log.Warn("status", "error", err)
 	}
 	return status
+}
+
+func texts(options []policy.Option) (list []string) {
+	for _, option := range options {
+		list = append(list, string(option))
+	}
+	return list
 }
