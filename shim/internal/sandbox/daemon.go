@@ -79,7 +79,11 @@ func Daemon(c config.Config, h Host, call Call) error {
 			state:   state{Version: stateVersion, StockShim: c.StockShim, Containers: map[string]string{}},
 			volumes: volumes{sandbox: dir.sandbox, records: h.Records, open: h.Open, byName: map[string]*volume{}},
 		}
-		return d.run(ctx, p, bundle)
+		if err := d.run(ctx, p, bundle); err != nil {
+			return err
+		}
+		h.Log.Info("nothing of the sandbox is left")
+		return nil
 	}()
 	if err != nil {
 		h.Log.Error("the sandbox ended", "error", err)
