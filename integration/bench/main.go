@@ -1,5 +1,5 @@
 // Command bench measures a node in a VM of its own (make bench): what a sealed
-// volume adds to the creation of a container, and the memory of each of our
+// volume adds to the start of a container, and the memory of each of our
 // processes. It writes a JSON list to the file it is given, and a table for
 // people to standard output. Its times are those of an emulated machine:
 // compare rows of one run, not runs.
@@ -105,10 +105,10 @@ func round(ctx context.Context, n *node.Node, sealed bool, add func(bench, targe
 	defer func() { err = errors.Join(err, n.RemovePod(context.WithoutCancel(ctx), id)) }()
 	add("run_pod", target, "s", time.Since(began).Seconds())
 	began = time.Now()
-	if _, err := n.CreateContainer(ctx, id, pod, container); err != nil {
+	if _, err := n.RunContainer(ctx, id, pod, container); err != nil {
 		return err
 	}
-	add("create_container", target, "s", time.Since(began).Seconds())
+	add("run_container", target, "s", time.Since(began).Seconds())
 
 	status, err := guestStatus(ctx, n, id)
 	if err != nil {

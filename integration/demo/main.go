@@ -120,12 +120,9 @@ func (s *stage) session(ctx context.Context, file, device string) (err error) {
 			err = errors.Join(err, remove())
 		}
 	}()
-	s.progress("creating the container: hot-plug, seal, mount")
-	id, err := s.node.CreateContainer(ctx, sandbox, pod, container)
+	s.progress("starting the container: hot-plug, seal, mount")
+	id, err := s.node.RunContainer(ctx, sandbox, pod, container)
 	if err != nil {
-		return s.withLogs(err)
-	}
-	if _, err := s.node.Crictl(ctx, "start", id); err != nil {
 		return s.withLogs(err)
 	}
 	s.progress("the container runs")

@@ -118,7 +118,7 @@ msize_9p = 8192
 block_device_driver = "virtio-blk"
 block_device_aio = "threads"
 enable_debug = true
-kernel_params = "console=hvc0 console=ttyS0"
+kernel_params = "console=hvc0 console=ttyS0 quiet"
 disable_image_nvdimm = true
 disable_selinux = true
 disable_guest_selinux = true

@@ -24,7 +24,7 @@ func TestKillingThePluginLeavesRunningContainersRunning(t *testing.T) {
 	}
 	s.exec(container, "sh", "-c", "echo alive > /mnt/encrypted/f && sync")
 
-	_, err := s.node.CreateContainer(s.ctx, id, pod, Container{Name: "late", Args: []string{"true"}})
+	_, err := s.node.RunContainer(s.ctx, id, pod, Container{Name: "late", Args: []string{"true"}})
 	s.wantRefusal(err, "sealvol")
 
 	if err := s.node.StartPlugin(s.ctx); err != nil {
@@ -89,7 +89,7 @@ func TestKillingOurShimWhileAContainerIsCreatedLeavesNothing(t *testing.T) {
 			id := s.pod(pod)
 			created := make(chan error, 1)
 			go func() {
-				_, err := s.node.CreateContainer(s.ctx, id, pod, sealedContainer(device))
+				_, err := s.node.RunContainer(s.ctx, id, pod, sealedContainer(device))
 				created <- err
 			}()
 			time.Sleep(after)

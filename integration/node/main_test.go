@@ -121,14 +121,11 @@ func (s *scene) pod(p Pod) string {
 	return id
 }
 
-// start creates and starts a container.
+// start runs a container and fails the test if that fails.
 func (s *scene) start(pod string, p Pod, c Container) string {
 	s.Helper()
-	id, err := s.node.CreateContainer(s.ctx, pod, p, c)
+	id, err := s.node.RunContainer(s.ctx, pod, p, c)
 	if err != nil {
-		s.Fatalf("creating container %s: %v", c.Name, err)
-	}
-	if _, err := s.node.Crictl(s.ctx, "start", id); err != nil {
 		s.Fatalf("starting container %s: %v", c.Name, err)
 	}
 	return id

@@ -164,8 +164,10 @@ func (n *Node) RunPod(ctx context.Context, p Pod) (id string, err error) {
 	return n.Crictl(ctx, "runp", "--runtime", runtime, file)
 }
 
-// CreateContainer creates a container in a pod that runs, and gives its id.
-func (n *Node) CreateContainer(ctx context.Context, pod string, p Pod, c Container) (id string, err error) {
+// RunContainer creates and starts a container in a pod that runs, and gives
+// its id. What the runtime and the guest do at creation is part of the start:
+// CRI's own creation is only containerd's bookkeeping.
+func (n *Node) RunContainer(ctx context.Context, pod string, p Pod, c Container) (id string, err error) {
 	podFile, err := n.writePod(p)
 	if err != nil {
 		return "", err
@@ -178,7 +180,12 @@ func (n *Node) CreateContainer(ctx context.Context, pod string, p Pod, c Contain
 	if err := os.WriteFile(file, spec, 0o600); err != nil {
 		return "", err
 	}
-	return n.Crictl(ctx, "create", pod, file, podFile)
+	id, err = n.Crictl(ctx, "create", pod, file, podFile)
+	if err != nil {
+		return "", err
+	}
+	_, err = n.Crictl(ctx, "start", id)
+	return id, err
 }
 
 func (n *Node) writePod(p Pod) (string, error) {

@@ -28,8 +28,8 @@ type Container struct {
 	Args    []string
 	Devices []Device
 	Mounts  []Mount
-	// Privileged asks for every capability and device.
-	Privileged bool
+	// Capabilities are asked for on top of CRI's default ones.
+	Capabilities []string
 }
 
 // Device passes a block device of the node to a container, as kubelet does
@@ -80,9 +80,9 @@ func (p Pod) sandboxJSON(uid string) ([]byte, error) {
 }
 
 func (c Container) containerJSON() ([]byte, error) {
-	linux := map[string]any{}
-	if c.Privileged {
-		linux["security_context"] = map[string]any{"privileged": true}
+	security := map[string]any{"namespace_options": map[string]any{"network": networkOfNode, "pid": pidOfContainer}}
+	if len(c.Capabilities) > 0 {
+		security["capabilities"] = map[string]any{"add_capabilities": c.Capabilities}
 	}
 	return json.MarshalIndent(map[string]any{
 		"metadata": map[string]any{"name": c.Name, "attempt": 1},
@@ -91,7 +91,7 @@ func (c Container) containerJSON() ([]byte, error) {
 		"log_path": c.Name + ".log",
 		"devices":  c.Devices,
 		"mounts":   c.Mounts,
-		"linux":    linux,
+		"linux":    map[string]any{"security_context": security},
 	}, "", "  ")
 }
 

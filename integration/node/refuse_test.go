@@ -76,9 +76,9 @@ func TestGuestRefusesWhatThePolicyDoesNotSay(t *testing.T) {
 			pod:     func(p *Pod) { p.Annotations = nil },
 			reasons: []string{"device"},
 		},
-		"a privileged container": {
-			change:  func(c *Container) { c.Privileged = true },
-			reasons: []string{"my-container"},
+		"a container with a capability that opens devices": {
+			change:  func(c *Container) { c.Capabilities = []string{"SYS_ADMIN"} },
+			reasons: []string{"SYS_ADMIN"},
 		},
 	}
 	for name, test := range tests {
@@ -97,7 +97,7 @@ func TestGuestRefusesWhatThePolicyDoesNotSay(t *testing.T) {
 				test.change(&container)
 			}
 			id := s.pod(pod)
-			_, err := s.node.CreateContainer(s.ctx, id, pod, container)
+			_, err := s.node.RunContainer(s.ctx, id, pod, container)
 			s.wantRefusal(err, test.reasons...)
 			s.wantNothingSealed(id)
 		})
@@ -122,7 +122,7 @@ func TestGuestRefusesADirectVolumeThatThePolicyDoesNotName(t *testing.T) {
 	for name, pod := range map[string]Pod{"sealed": sealedPod("offered-1"), "without a policy": {Name: "offered-2"}} {
 		pod.Annotations = nil
 		id := s.pod(pod)
-		_, err := s.node.CreateContainer(s.ctx, id, pod, Container{
+		_, err := s.node.RunContainer(s.ctx, id, pod, Container{
 			Name: "my-container", Args: []string{"sleep", "infinity"},
 			Mounts: []Mount{{HostPath: source, ContainerPath: "/mnt/offered"}},
 		})
@@ -145,7 +145,7 @@ func TestGuestRefusesAVolumeThatALaterMountShadows(t *testing.T) {
 			s.hostilePlugin(func(a *nri.ContainerAdjustment) {
 				a.AddMount(&nri.Mount{Destination: path, Type: "tmpfs", Source: "tmpfs", Options: []string{"rw"}})
 			})
-			_, err := s.node.CreateContainer(s.ctx, id, pod, sealedContainer(device))
+			_, err := s.node.RunContainer(s.ctx, id, pod, sealedContainer(device))
 			s.wantRefusal(err, path)
 			s.wantNothingSealed(id)
 		})
