@@ -119,7 +119,7 @@ func run(ctx context.Context, mkfs string, config, image *os.File, size uint64) 
 }
 
 func memoryFile(name string) (*os.File, error) {
-	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL)
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("memory for %s: %w", name, err)
 	}

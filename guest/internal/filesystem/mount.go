@@ -97,9 +97,6 @@ func mountDetached(link string, options Options) (int, error) {
 	return mount, nil
 }
 
-// Device is the number of the device that is mounted.
-func (m *Mount) Device() blockdev.Number { return m.device }
-
 // Attach makes dir, which must not exist, and attaches the mount there. dir must be on a Place.
 func (m *Mount) Attach(dir string) error {
 	if m.dir != "" {
@@ -127,14 +124,24 @@ func (m *Mount) Detach() error {
 	if err != nil {
 		return fmt.Errorf("clone mount: %w", err)
 	}
-	// By descriptor, so that it is our mount that goes, and with it whatever was mounted over it, not what was mounted over it alone.
-	if err := unix.Unmount(descriptorPath(m.mount), unix.MNT_DETACH); err != nil {
+	err = m.leave()
+	if m.dir != "" {
 		unix.Close(clone)
-		return fmt.Errorf("detach mount: %w", err)
+		return err
 	}
 	unix.Close(m.mount)
+	m.mount = clone
+	return err
+}
+
+// leave ends the attached mount.
+func (m *Mount) leave() error {
+	// By descriptor, so that it is our mount that goes, and with it whatever was mounted over it, not what was mounted over it alone.
+	if err := unix.Unmount(fmt.Sprintf("/proc/self/fd/%d", m.mount), unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("detach mount: %w", err)
+	}
 	dir := m.dir
-	m.mount, m.dir = clone, ""
+	m.dir = ""
 	// This fails when anything is still mounted here, and ends the copies that mount namespaces made meanwhile inherited.
 	if err := os.Remove(dir); err != nil {
 		return fmt.Errorf("detach mount: %w", err)
@@ -153,7 +160,10 @@ func (m *Mount) Close(ctx context.Context) error {
 	}
 	defer m.letGo()
 	// The first error is the one to tell; what follows comes of it.
-	err := m.Detach()
+	var err error
+	if m.dir != "" {
+		err = m.leave()
+	}
 	if syncErr := unix.Syncfs(int(m.root.Fd())); syncErr != nil && err == nil {
 		err = fmt.Errorf("write back file system: %w", syncErr)
 	}
@@ -206,5 +216,3 @@ func mountedIn(device blockdev.Number) string {
 	}
 	return " by process " + strings.Join(found, ", ")
 }
-
-func descriptorPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"go.uber.org/goleak"
 
 	"github.com/sealvol/sealvol/guest/internal/blockdev"
 	"github.com/sealvol/sealvol/guest/internal/devmapper"
@@ -20,6 +21,8 @@ import (
 	"github.com/sealvol/sealvol/guest/internal/pci"
 	"github.com/sealvol/sealvol/policy"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // world is what the fakes stand for: disks, and what has been set up on them. Its steps have names: "wait", "hold", "tags", "create cut",
 // "create dif", "create crypt", "make", "copy", "mount", "flush", "remove crypt", …

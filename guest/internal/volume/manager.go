@@ -89,6 +89,9 @@ func New(config Config) (_ *Manager, err error) {
 	return m, nil
 }
 
+// errEnded is all that there is after Destroy.
+var errEnded = fmt.Errorf("the sandbox has ended: %w", errdefs.ErrFailedPrecondition)
+
 func newManager(dir string, log *slog.Logger, k kernel) *Manager {
 	return &Manager{
 		dir:     dir,
@@ -105,9 +108,10 @@ func newManager(dir string, log *slog.Logger, k kernel) *Manager {
 // the volume is open it makes sure that the path is the same disk; after a clean close it opens the volume again. A container
 // that has the volume already may ask again.
 //
-// Whatever fails is undone before Acquire returns, which is why the work gets a little less time than ctx gives. The errors leave the
-// volume's name to the caller; they are errdefs.ErrUnavailable when disk or time is wanting, ErrPermissionDenied for a disk that is another volume's or a volume
-// that has another disk, ErrFailedPrecondition for what the policy asks and disk or kernel do not have, and ErrDataLoss for a volume that is lost.
+// Whatever fails is undone before Acquire returns, which is why the work gets a little less time than ctx gives. The errors leave
+// the volume's name to the caller. They are errdefs.ErrUnavailable when disk or time is wanting, ErrPermissionDenied for a disk
+// that is another volume's or a volume that has another disk, ErrFailedPrecondition for what the policy asks and disk or kernel
+// do not have, and ErrDataLoss for a volume that is lost.
 func (m *Manager) Acquire(ctx context.Context, container, name string, spec policy.Volume, path pci.Path) error {
 	v, err := m.volume(name, spec)
 	if err != nil {
@@ -135,15 +139,34 @@ func (m *Manager) Release(ctx context.Context, container string) error {
 	})
 }
 
-// Attach attaches a volume's mount at the returned path, until Detach.
+// Attach attaches a volume's mount at the returned path, until as many Detach have been called as Attach.
 func (m *Manager) Attach(name string) (dir string, err error) {
 	dir = filepath.Join(m.dir, name)
-	return dir, m.withOpen(name, func(v *volume) error { return v.mount.Attach(dir) })
+	return dir, m.withOpen(name, func(v *volume) error {
+		if v.attached == 0 {
+			if err := v.mount.Attach(dir); err != nil {
+				return err
+			}
+		}
+		v.attached++
+		return nil
+	})
 }
 
 // Detach takes a volume's mount from its path. What the agent bound from there into a container stays.
 func (m *Manager) Detach(name string) error {
-	return m.withOpen(name, func(v *volume) error { return v.mount.Detach() })
+	return m.withOpen(name, func(v *volume) error {
+		if v.attached == 0 {
+			return fmt.Errorf("it is not attached: %w", errdefs.ErrFailedPrecondition)
+		}
+		if v.attached == 1 {
+			if err := v.mount.Detach(); err != nil {
+				return err
+			}
+		}
+		v.attached--
+		return nil
+	})
 }
 
 // Number is the device number of a volume's file system, as a container's mountinfo shows it.
@@ -219,7 +242,7 @@ func (m *Manager) volume(name string, spec policy.Volume) (*volume, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.ended {
-		return nil, fmt.Errorf("the sandbox has ended: %w", errdefs.ErrFailedPrecondition)
+		return nil, errEnded
 	}
 	v, ok := m.volumes[name]
 	if !ok {
@@ -237,7 +260,7 @@ func (m *Manager) claim(path pci.Path, v *volume) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.ended {
-		return fmt.Errorf("the sandbox has ended: %w", errdefs.ErrFailedPrecondition)
+		return errEnded
 	}
 	if owner, ok := m.claims[path]; ok && owner != v.name {
 		return fmt.Errorf("the disk at PCI path %v is volume %s: %w", path, owner, errdefs.ErrPermissionDenied)
@@ -265,7 +288,8 @@ func (m *Manager) forget(v *volume) {
 	}
 }
 
-func (m *Manager) hold(container string, v *volume) {
+// give notes that a container has a volume.
+func (m *Manager) give(container string, v *volume) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.holders[container] == nil {
@@ -371,14 +395,4 @@ func oneLine(errs ...error) (joined error) {
 		}
 	}
 	return joined
-}
-
-// first is the first error that is one.
-func first(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -48,7 +48,7 @@ func newVM(t *testing.T) *Manager {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := m.Destroy(ctx); err != nil {
 			t.Error(err)
@@ -118,14 +118,14 @@ func seal(t *testing.T, m *Manager, name string, disk int, change ...func(*polic
 	for _, change := range change {
 		change(&s)
 	}
-	if err := m.Acquire(timeout(t, 20*time.Second), name, name, s, path(t, slots[disk])); err != nil {
+	if err := m.Acquire(timeout(t, time.Minute), name, name, s, path(t, slots[disk])); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func release(t *testing.T, m *Manager, container string) {
 	t.Helper()
-	if err := m.Release(timeout(t, 20*time.Second), container); err != nil {
+	if err := m.Release(timeout(t, time.Minute), container); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -419,7 +419,7 @@ func TestVMOpensAgainWithItsData(t *testing.T) {
 		s := spec()
 		small(&s)
 		for range 2 { // neither now nor later, whatever the disk holds
-			err := m.Acquire(timeout(t, 20*time.Second), "v", "v", s, path(t, slots[2]))
+			err := m.Acquire(timeout(t, time.Minute), "v", "v", s, path(t, slots[2]))
 			if !errdefs.IsDataLoss(err) {
 				t.Errorf("opened: %v", err)
 			}
@@ -481,7 +481,7 @@ func TestVMVolumesAreSealedTogether(t *testing.T) {
 	var wg sync.WaitGroup
 	for i, name := range []string{"a", "b", "c"} {
 		wg.Go(func() {
-			if err := m.Acquire(timeout(t, 20*time.Second), "c", name, spec(), path(t, slots[i])); err != nil {
+			if err := m.Acquire(timeout(t, time.Minute), "c", name, spec(), path(t, slots[i])); err != nil {
 				t.Error(err)
 			}
 		})
@@ -521,7 +521,7 @@ func TestVMTakesTheNextSuiteWhenTheKernelHasNot(t *testing.T) {
 		t.Fatal(err)
 	}
 	v.plan.suites = []suite{{"none", "capi:nosuchcipher-random", 16}, {"neither", "capi:authenc(hmac(nosuchhash),xts(aes))-random", 96}}
-	if err := m.Acquire(timeout(t, 20*time.Second), "v", "v", spec(), path(t, slots[0])); !errdefs.IsFailedPrecondition(err) {
+	if err := m.Acquire(timeout(t, time.Minute), "v", "v", spec(), path(t, slots[0])); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("none of the suites: %v", err)
 	}
 	v.plan.suites = append(v.plan.suites, suites[policy.AESXTSRandomHMACSHA256])
@@ -647,20 +647,20 @@ func TestVMAnUnpluggedDiskIsTheVolumesEnd(t *testing.T) {
 	qemu := qmp(t)
 	qemu.unplug(t, 1)
 	start := time.Now()
-	err := m.Release(timeout(t, 20*time.Second), "v")
+	err := m.Release(timeout(t, time.Minute), "v")
 	if !errdefs.IsDataLoss(err) {
 		t.Errorf("closed: %v", err)
 	}
 	t.Logf("%v after %v", err, time.Since(start))
 	qemu.plug(t, 1, 2)
-	if err := m.Acquire(timeout(t, 20*time.Second), "v", "v", spec(), path(t, slots[1])); !errdefs.IsDataLoss(err) {
+	if err := m.Acquire(timeout(t, time.Minute), "v", "v", spec(), path(t, slots[1])); !errdefs.IsDataLoss(err) {
 		t.Errorf("opened again: %v", err)
 	}
 	at(t, m, "other", func(dir string) { write(t, filepath.Join(dir, "f"), content("other", 256)) })
 	release(t, m, "other")
 }
 
-func TestVMWaitsForTheDiskAndFindsItElsewhere(t *testing.T) {
+func TestVMWaitsForTheDiskAndFindsItElsewhereAndBigger(t *testing.T) {
 	m := newVM(t)
 	qemu := qmp(t)
 	want := content("v", 64)
@@ -668,6 +668,9 @@ func TestVMWaitsForTheDiskAndFindsItElsewhere(t *testing.T) {
 	at(t, m, "v", func(dir string) { write(t, filepath.Join(dir, "f"), want) })
 	release(t, m, "v")
 	qemu.unplug(t, 1)
+	if err := qemu.execute("block_resize", map[string]any{"node-name": "disk1", "size": 320 << 20}, ""); err != nil {
+		t.Fatal(err)
+	}
 	if err := m.Acquire(timeout(t, 500*time.Millisecond), "v", "v", spec(), path(t, slots[1])); !errdefs.IsUnavailable(err) {
 		t.Errorf("no disk: %v", err)
 	}
@@ -677,12 +680,15 @@ func TestVMWaitsForTheDiskAndFindsItElsewhere(t *testing.T) {
 		qemu.plug(t, 1, 9)
 		plugged <- time.Now()
 	}()
-	err := m.Acquire(timeout(t, 20*time.Second), "v", "v", spec(), path(t, "02/09"))
+	err := m.Acquire(timeout(t, time.Minute), "v", "v", spec(), path(t, "02/09"))
 	ready := time.Now()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("open %v after QEMU had plugged it in", ready.Sub(<-plugged))
+	if v := m.volumes["v"]; v.disk.Bytes != 320<<20 || v.bytes != 256<<20 {
+		t.Errorf("volume of %d bytes on a disk of %d", v.bytes, v.disk.Bytes)
+	}
 	at(t, m, "v", func(dir string) {
 		if failed := verify(t, filepath.Join(dir, "f"), want); failed != nil {
 			t.Errorf("blocks %v do not read", failed)

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -67,6 +68,7 @@ type volume struct {
 	disk                     pci.Device
 	linear, integrity, crypt devmapper.Device
 	mount                    mount
+	attached                 int // times
 }
 
 func newVolume(name string, spec policy.Volume, p plan, log *slog.Logger) *volume {
@@ -106,7 +108,7 @@ func (m *Manager) acquire(ctx context.Context, v *volume, container string, path
 			return err
 		}
 	}
-	m.hold(container, v)
+	m.give(container, v)
 	return nil
 }
 
@@ -154,7 +156,7 @@ func (m *Manager) open(ctx context.Context, v *volume, path pci.Path) error {
 		v.key, v.tags, v.bytes, v.suite = nil, nil, 0, suite{}
 		unsaved = nil // nobody has written anything yet
 	}
-	if undoErr := first(unsaved, left); undoErr != nil {
+	if undoErr := cmp.Or(unsaved, left); undoErr != nil {
 		err = fmt.Errorf("%v; undo: %v: %w", err, undoErr, errdefs.ErrDataLoss)
 	}
 	if errdefs.IsDataLoss(err) {
@@ -316,7 +318,7 @@ func (v *volume) takeDown(ctx context.Context) (unsaved, left error) {
 	if v.mount != nil {
 		// Also a layer, where it does nothing the second time: what could not be written must not keep the mappings.
 		unsaved = v.mount.Close(ctx)
-		v.mount = nil
+		v.mount, v.attached = nil, 0
 	}
 	return unsaved, v.layers.unwind(ctx)
 }
@@ -331,7 +333,7 @@ func (m *Manager) release(ctx context.Context, v *volume, container string) erro
 	if len(v.layers) == 0 {
 		m.unclaim(v.path, v)
 	}
-	if err := first(unsaved, left); err != nil {
+	if err := cmp.Or(unsaved, left); err != nil {
 		// %v, so that the class is the one that matters to the caller.
 		err = fmt.Errorf("it was not closed cleanly: %v: %w", err, errdefs.ErrDataLoss)
 		v.fail(err)
@@ -357,9 +359,15 @@ func (m *Manager) destroy(ctx context.Context, v *volume) error {
 		v.fail(err)
 		return err
 	}
+	// For those who have waited for the lock meanwhile.
+	v.cause = errEnded
+	v.state.Store(stateFailed)
 	m.unclaim(v.path, v)
 	m.forget(v)
-	v.log.Info("volume is destroyed", "unsaved", unsaved)
+	if unsaved != nil {
+		v.log.Warn("not written back at the end", "error", unsaved)
+	}
+	v.log.Info("volume is destroyed")
 	return nil
 }
 

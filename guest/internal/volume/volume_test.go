@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -217,15 +218,15 @@ func TestWorkThatSucceedsTooLateIsTakenBack(t *testing.T) {
 		v := newVolume("v", spec(), plan{}, m.log)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		reverted := false
+		var reverted atomic.Bool
 		late := func(context.Context) error { time.Sleep(2 * undoTimeout); return nil }
-		err := m.run(ctx, v, late, func(ctx context.Context) { reverted = ctx.Err() == nil })
-		if !errdefs.IsUnavailable(err) || reverted {
-			t.Errorf("%v, reverted %v", err, reverted)
+		err := m.run(ctx, v, late, func(ctx context.Context) { reverted.Store(ctx.Err() == nil) })
+		if !errdefs.IsUnavailable(err) || reverted.Load() {
+			t.Errorf("%v, reverted %v", err, reverted.Load())
 		}
 		// The lock is free when all is done.
-		if err := v.lock(t.Context()); err != nil || !reverted {
-			t.Errorf("%v, reverted %v", err, reverted)
+		if err := v.lock(t.Context()); err != nil || !reverted.Load() {
+			t.Errorf("%v, reverted %v", err, reverted.Load())
 		}
 	})
 }
@@ -436,6 +437,31 @@ func TestDestroyEndsEverythingAndCanBeRepeated(t *testing.T) {
 	}
 }
 
+func TestNobodyGetsAVolumeThatWasDestroyedMeanwhile(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m, w := newWorld(t)
+		mustAcquire(t, m, "02/01")
+		finish := make(chan struct{})
+		w.call("flush", func() { <-finish })
+		results := make(chan error, 2)
+		go func() { results <- m.Destroy(t.Context()) }()
+		synctest.Wait()
+		// As a request that had found the volume before the end began.
+		m.ended = false
+		go func() { results <- m.Acquire(t.Context(), "d", "v", spec(), path(t, "02/01")) }()
+		synctest.Wait()
+		m.ended = true
+		close(finish)
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
+		if err := <-results; !errors.Is(err, errEnded) || w.left() != "" {
+			t.Errorf("%v, left: %s", err, w.left())
+		}
+	})
+}
+
 func TestSizeIsThePolicys(t *testing.T) {
 	t.Parallel()
 	tests := map[string]struct {
@@ -555,13 +581,21 @@ func TestOnlyAnOpenVolumeCanBeAttached(t *testing.T) {
 		t.Error(err)
 	}
 	mustAcquire(t, m, "02/01")
-	if dir, err := m.Attach("v"); err != nil || dir != "/volumes/v" || m.volumes["v"].mount.(*fakeMount).dir != dir {
-		t.Errorf("%q, %v", dir, err)
+	mounted := m.volumes["v"].mount.(*fakeMount)
+	for range 2 { // a container may have a volume at two paths
+		if dir, err := m.Attach("v"); err != nil || dir != "/volumes/v" || mounted.dir != dir {
+			t.Errorf("%q, %v, attached at %q", dir, err, mounted.dir)
+		}
 	}
 	if major, minor, err := m.Number("v"); err != nil || major != 253 || minor != 2 {
 		t.Errorf("%d:%d, %v", major, minor, err)
 	}
-	if err := m.Detach("v"); err != nil || m.volumes["v"].mount.(*fakeMount).dir != "" {
+	for _, want := range []string{"/volumes/v", ""} {
+		if err := m.Detach("v"); err != nil || mounted.dir != want {
+			t.Errorf("%v, attached at %q", err, mounted.dir)
+		}
+	}
+	if err := m.Detach("v"); !errdefs.IsFailedPrecondition(err) {
 		t.Error(err)
 	}
 	mustRelease(t, m)
