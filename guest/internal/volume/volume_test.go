@@ -444,19 +444,19 @@ func TestNobodyGetsAVolumeThatWasDestroyedMeanwhile(t *testing.T) {
 		mustAcquire(t, m, "02/01")
 		finish := make(chan struct{})
 		w.call("flush", func() { <-finish })
-		results := make(chan error, 2)
-		go func() { results <- m.Destroy(t.Context()) }()
+		destroyed, acquired := make(chan error, 1), make(chan error, 1)
+		go func() { destroyed <- m.Destroy(t.Context()) }()
 		synctest.Wait()
 		// As a request that had found the volume before the end began.
 		m.ended = false
-		go func() { results <- m.Acquire(t.Context(), "d", "v", spec(), path(t, "02/01")) }()
+		go func() { acquired <- m.Acquire(t.Context(), "d", "v", spec(), path(t, "02/01")) }()
 		synctest.Wait()
 		m.ended = true
 		close(finish)
-		if err := <-results; err != nil {
+		if err := <-destroyed; err != nil {
 			t.Error(err)
 		}
-		if err := <-results; !errors.Is(err, errEnded) || w.left() != "" {
+		if err := <-acquired; !errors.Is(err, errEnded) || w.left() != "" {
 			t.Errorf("%v, left: %s", err, w.left())
 		}
 	})
