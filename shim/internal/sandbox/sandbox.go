@@ -161,15 +161,21 @@ func stockDelete(ctx context.Context, shim string, call Call, id, bundle string,
 	return answer, nil
 }
 
-// run runs a program and gives what it wrote to stdout alone, or an error with
-// the end of what it wrote to stderr.
+// run runs a program of Kata's and gives what it wrote to stdout alone, or an
+// error with the end of what it wrote to stderr, but for its log.
 func run(command *exec.Cmd) ([]byte, error) {
 	var stdout, stderr bytes.Buffer
 	command.Stdout, command.Stderr = &stdout, &stderr
 	command.WaitDelay = time.Second
 	if err := command.Run(); err != nil {
-		text := strings.TrimSpace(stderr.String())
-		return nil, fmt.Errorf("%s: %w: %s", filepath.Base(command.Path), err, text[max(0, len(text)-2000):])
+		var text []string
+		for line := range strings.Lines(stderr.String()) {
+			if !strings.HasPrefix(line, "time=") {
+				text = append(text, strings.TrimSpace(line))
+			}
+		}
+		tail := strings.Join(text, " ")
+		return nil, fmt.Errorf("%s: %w: %s", filepath.Base(command.Path), err, tail[max(0, len(tail)-1000):])
 	}
 	return stdout.Bytes(), nil
 }
