@@ -23,7 +23,7 @@ help: ## show this list
 
 # --- what the machine needs ---------------------------------------------------
 
-PACKAGES := busybox-static cpio cryptsetup-bin e2fsprogs fio kmod qemu-system-x86 runc xfsprogs xz-utils
+PACKAGES := busybox-static cpio cryptsetup-bin e2fsprogs fio kmod qemu-system-x86 runc xfsprogs xz-utils zstd
 
 .PHONY: prerequisites
 prerequisites: build/prerequisites ## install the Debian packages that are missing (as root, or by sudo)
@@ -32,7 +32,7 @@ build/prerequisites: integration/prerequisites Makefile
 	@$(STEP) 'Debian packages' integration/prerequisites $(PACKAGES)
 	@touch $@
 
-build/kernel/vmlinuz: integration/kernel | build/prerequisites
+build/kernel/vmlinux: integration/kernel | build/prerequisites
 	@$(STEP) 'Debian kernel 6.12' integration/kernel $(BUILD)/kernel
 	@touch $@
 
@@ -77,7 +77,7 @@ build/mkimage: $(wildcard integration/mkimage/*.go integration/image/*.go) go.mo
 $(BUILD)/guest/kata-agent: always
 	@$(STEP) 'agent of the tests' $(GO) build $(RELEASE) -o $@ ./integration/agent
 
-build/guest/initrd.img: always build build/mkimage build/kernel/vmlinuz $(KATA_AGENT)
+build/guest/initrd.img: always build build/mkimage build/kernel/vmlinux $(KATA_AGENT)
 	@$(STEP) 'guest image' build/mkimage guest -o $@ -service bin/sealvol-guest -agent '$(KATA_AGENT)' -kernel '$(KATA_MODULES)'
 
 build/images/programs/%: integration/%/main.go go.mod
@@ -116,7 +116,7 @@ test-fuzz: ## run each fuzz target for a few seconds
 VM := $(BUILD)/vmrun -disk 256M -disk 256M -disk 64M
 
 .PHONY: test-vm
-test-vm: build/vmrun build/kernel/vmlinuz ## run the tests that need root and a kernel, in virtual machines
+test-vm: build/vmrun build/kernel/vmlinux ## run the tests that need root and a kernel, in virtual machines
 	$(GO) test -count=1 -tags vm ./integration/vmrun
 	$(GO) test -count=1 -tags vm -p 1 -exec '$(VM)' $$(grep -rl --include='*_test.go' '^//go:build vm$$' $(SOURCES) | \
 		xargs dirname | sort -u | grep -v integration/vmrun | sed 's|^|./|')

@@ -152,9 +152,9 @@ func (m machine) arguments(kernel, initrd, scratch string) []string {
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		"-machine", "q35", "-accel", accel, "-cpu", cpu,
 		"-smp", fmt.Sprint(m.cpus), "-m", fmt.Sprint(m.memory),
-		"-kernel", filepath.Join(kernel, "vmlinuz"), "-initrd", initrd,
+		"-kernel", filepath.Join(kernel, "vmlinux"), "-initrd", initrd,
 		// A kernel bug ends the machine at once.
-		"-append", "console=ttyS0 quiet panic=-1 oops=panic no_timer_check tsc=reliable",
+		"-append", "console=ttyS0 quiet panic=-1 oops=panic no_timer_check tsc=reliable pci=noearly,lastbus=0",
 		"-chardev", "file,id=console,path=" + m.console, "-serial", "chardev:console",
 		"-device", "virtio-serial-pci,addr=10",
 		"-chardev", "socket,id=port,fd=3", "-device", "virtserialport,chardev=port,name=" + portName,
@@ -184,9 +184,9 @@ func (m machine) initrd(kernel string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	info, err := os.Stat(filepath.Join(kernel, "vmlinuz"))
+	info, err := os.Stat(filepath.Join(kernel, "vmlinux"))
 	if err != nil {
-		return "", fmt.Errorf("%w (make build/kernel/vmlinuz)", err)
+		return "", fmt.Errorf("%w (make build/kernel/vmlinux)", err)
 	}
 	key := sha256.New()
 	fmt.Fprintln(key, info.Size(), info.ModTime().UnixNano())

@@ -18,7 +18,9 @@ import (
 func vmrun(t *testing.T) string {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "vmrun")
-	if out, err := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", program, ".").CombinedOutput(); err != nil {
+	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", program, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
 	return program
@@ -128,7 +130,7 @@ func TestStatus(t *testing.T) {
 		"no command":               {nil, statusFailure, "no command"},
 		"time limit":               {[]string{"-timeout", "2s", "sleep", "1000"}, statusTimeout, "the time limit of 2s is over"},
 		"the kernel panics":        {[]string{"sh", "-c", "echo c >/proc/sysrq-trigger"}, statusFailure, "the machine ended before the command"},
-		"no kernel where it looks": {[]string{"-build", t.TempDir(), "true"}, statusFailure, "make build/kernel/vmlinuz"},
+		"no kernel where it looks": {[]string{"-build", t.TempDir(), "true"}, statusFailure, "make build/kernel/vmlinux"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
