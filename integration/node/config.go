@@ -35,7 +35,7 @@ func FromTree(root string) (Artefacts, error) {
 		Ctr:        filepath.Join(root, "build/tools/ctr"),
 		Crictl:     filepath.Join(root, "build/tools/crictl"),
 		KataShim:   instead("KATA_SHIM", "build/tools/containerd-shim-kata-v2"),
-		Kernel:     instead("KATA_KERNEL", "build/kernel/vmlinuz"),
+		Kernel:     instead("KATA_KERNEL", "build/kernel/vmlinux"),
 		Initrd:     instead("KATA_INITRD", "build/guest/initrd.img"),
 		Images: []string{
 			filepath.Join(root, "build/images/busybox.tar"),
@@ -118,7 +118,7 @@ msize_9p = 8192
 block_device_driver = "virtio-blk"
 block_device_aio = "threads"
 enable_debug = true
-kernel_params = "console=hvc0 console=ttyS0 quiet"
+kernel_params = "console=hvc0 console=ttyS0 quiet pci=noearly"
 disable_image_nvdimm = true
 disable_selinux = true
 disable_guest_selinux = true

@@ -81,7 +81,7 @@ func TestKillingAnyProcessOfAPodEndsThePod(t *testing.T) {
 // TestKillingOurShimWhileAContainerIsCreatedLeavesNothing kills it at moments
 // that lie before, in and after the hot-plug.
 func TestKillingOurShimWhileAContainerIsCreatedLeavesNothing(t *testing.T) {
-	for _, after := range []time.Duration{50 * time.Millisecond, 600 * time.Millisecond, 2 * time.Second} {
+	for _, after := range []time.Duration{200 * time.Millisecond, 3 * time.Second} {
 		t.Run(after.String(), func(t *testing.T) {
 			s := newScene(t)
 			_, device := s.disk(64 * mib)

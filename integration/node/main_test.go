@@ -94,7 +94,7 @@ func lastLines(text string, n int) string {
 // disk gives a backing file on the host and the block device over it.
 func (s *scene) disk(size int64) (file, device string) {
 	s.Helper()
-	file, device, undo, err := s.node.Disk(s.ctx, fmt.Sprintf("disk-%d", s.node.pods.Add(1)), size)
+	file, device, undo, err := s.node.Disk(s.ctx, fmt.Sprintf("disk-%d", s.node.files.Add(1)), size)
 	if err != nil {
 		s.Fatal(err)
 	}

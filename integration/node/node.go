@@ -21,9 +21,9 @@ import (
 
 // Node is a running node. Its methods may be called concurrently.
 type Node struct {
-	art  Artefacts
-	dir  string
-	pods atomic.Int64
+	art   Artefacts
+	dir   string
+	files atomic.Int64
 
 	syslog, containerd, plugin *process
 }
@@ -172,11 +172,12 @@ func (n *Node) RunContainer(ctx context.Context, pod string, p Pod, c Container)
 	if err != nil {
 		return "", err
 	}
-	spec, err := c.containerJSON()
+	attempt := n.files.Add(1)
+	spec, err := c.containerJSON(attempt)
 	if err != nil {
 		return "", err
 	}
-	file := filepath.Join(n.dir, fmt.Sprintf("container-%d.json", n.pods.Add(1)))
+	file := filepath.Join(n.dir, fmt.Sprintf("container-%d.json", attempt))
 	if err := os.WriteFile(file, spec, 0o600); err != nil {
 		return "", err
 	}
@@ -193,7 +194,7 @@ func (n *Node) writePod(p Pod) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	file := filepath.Join(n.dir, fmt.Sprintf("pod-%d.json", n.pods.Add(1)))
+	file := filepath.Join(n.dir, fmt.Sprintf("pod-%d.json", n.files.Add(1)))
 	return file, os.WriteFile(file, spec, 0o600)
 }
 

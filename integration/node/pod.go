@@ -79,13 +79,15 @@ func (p Pod) sandboxJSON(uid string) ([]byte, error) {
 	}, "", "  ")
 }
 
-func (c Container) containerJSON() ([]byte, error) {
+// containerJSON is the container in the form that crictl reads. Each attempt
+// at the same container of a pod needs a number of its own.
+func (c Container) containerJSON(attempt int64) ([]byte, error) {
 	security := map[string]any{"namespace_options": map[string]any{"network": networkOfNode, "pid": pidOfContainer}}
 	if len(c.Capabilities) > 0 {
 		security["capabilities"] = map[string]any{"add_capabilities": c.Capabilities}
 	}
 	return json.MarshalIndent(map[string]any{
-		"metadata": map[string]any{"name": c.Name, "attempt": 1},
+		"metadata": map[string]any{"name": c.Name, "attempt": attempt},
 		"image":    map[string]any{"image": BusyboxImage},
 		"command":  c.Args,
 		"log_path": c.Name + ".log",
@@ -108,7 +110,7 @@ func Describe(p Pod, c Container) (pod, container string, err error) {
 	if err != nil {
 		return "", "", err
 	}
-	containerJSON, err := c.containerJSON()
+	containerJSON, err := c.containerJSON(1)
 	if err != nil {
 		return "", "", err
 	}

@@ -4,9 +4,11 @@ package node
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -95,14 +97,37 @@ func TestSealedVolumeHoldsDataThatTheHostCannotRead(t *testing.T) {
 func TestTwoPodsWithTheSameVolumeNameDoNotMeet(t *testing.T) {
 	s := newScene(t)
 	type one struct{ file, container, secret string }
-	var both []one
-	for _, name := range []string{"first", "second"} {
+	both := make([]one, 2)
+	var group sync.WaitGroup
+	for i := range both {
+		name := fmt.Sprintf("pod-%d", i+1)
 		file, device := s.disk(128 * mib)
-		pod := sealedPod(name)
-		id := s.pod(pod)
-		container := s.start(id, pod, sealedContainer(device))
-		s.exec(container, "sh", "-c", "echo secret-of-"+name+" > /mnt/encrypted/f && sync")
-		both = append(both, one{file, container, "secret-of-" + name})
+		group.Go(func() {
+			pod := sealedPod(name)
+			id, err := s.node.RunPod(s.ctx, pod)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			t.Cleanup(func() {
+				if err := s.node.RemovePod(context.WithoutCancel(s.ctx), id); err != nil {
+					t.Error(err)
+				}
+			})
+			container, err := s.node.RunContainer(s.ctx, id, pod, sealedContainer(device))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			both[i] = one{file, container, "secret-of-" + name}
+		})
+	}
+	group.Wait()
+	if t.Failed() {
+		t.FailNow()
+	}
+	for _, o := range both {
+		s.exec(o.container, "sh", "-c", "echo "+o.secret+" > /mnt/encrypted/f && sync")
 	}
 	for _, o := range both {
 		if got := s.exec(o.container, "cat", "/mnt/encrypted/f"); got != o.secret {
