@@ -119,7 +119,7 @@ func serve() (err error) {
 		Load:       func(ctx context.Context, text []byte) (gate.Policy, error) { return policy.Load(ctx, text) },
 		Default:    fallback,
 		Volumes:    volumes,
-		Namespaces: mountns.Processes{Proc: "/proc"},
+		Namespaces: mountns.Processes{Proc: "/proc", Shared: []string{agentRun + "/shared/containers", agentRun + "/sandbox/shm"}},
 		Inspect:    func() error { return inspect(declared) },
 		Run:        agentRun,
 	})

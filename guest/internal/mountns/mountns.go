@@ -30,6 +30,8 @@ type Mount struct {
 type Processes struct {
 	// Proc is where the proc file system of the guest is, "/proc".
 	Proc string
+	// Shared are the guest's folders of which containers may have something mounted.
+	Shared []string
 }
 
 // Alive reports whether the container has a process.
@@ -40,9 +42,10 @@ func (p Processes) Alive(container string) (bool, error) {
 
 // Check looks at each process of the container. It is errdefs.ErrPermissionDenied when there
 // is none, when one lives in our own mount namespace, when a wanted mount is not what a path
-// leads to, or when anything else is mounted below a wanted one.
+// leads to, when anything else is mounted below a wanted one, or when the container has a
+// mount that leads out of it: the guest's own folders, a device, kernel settings to write.
 func (p Processes) Check(container string, want []Mount) error {
-	ours, err := os.Readlink(filepath.Join(p.Proc, "self/ns/mnt"))
+	ours, guest, err := look(filepath.Join(p.Proc, "self"))
 	if err != nil {
 		return fmt.Errorf("our mount namespace: %w", err)
 	}
@@ -63,6 +66,9 @@ func (p Processes) Check(container string, want []Mount) error {
 			return fmt.Errorf("a process of it has no mount namespace of its own: %w", errdefs.ErrPermissionDenied)
 		}
 		if err := checkMounts(mounts, want); err != nil {
+			return err
+		}
+		if err := p.checkOrigins(mounts, guest, want); err != nil {
 			return err
 		}
 		checked = true

@@ -17,8 +17,8 @@ type proc struct {
 
 func newProc(t *testing.T) proc {
 	p := proc{t: t, dir: t.TempDir()}
-	p.add("self", "mnt:[1]", "0::/init.scope\n", "")
-	p.add("1", "mnt:[1]", "0::/init.scope\n", "1 0 0:1 / / rw - rootfs rootfs rw\n")
+	p.add("self", "mnt:[1]", "0::/init.scope\n", guest)
+	p.add("1", "mnt:[1]", "0::/init.scope\n", guest)
 	return p
 }
 
@@ -38,9 +38,20 @@ func (p proc) add(pid, namespace, cgroup, mounts string) {
 }
 
 const (
-	root   = "10 9 0:30 / / rw - overlay overlay rw\n"
+	guest = "1 1 0:2 / / rw - rootfs rootfs rw\n2 1 0:20 / /proc rw - proc proc rw\n3 1 0:21 / /sys rw - sysfs sysfs rw\n" +
+		"4 1 0:6 / /dev rw - devtmpfs dev rw\n5 1 0:22 / /run rw - tmpfs tmpfs rw\n6 3 0:23 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n" +
+		"7 5 0:30 / /run/kata-containers/shared/containers rw,nodev - 9p kataShared rw\n" +
+		"8 5 0:24 / /run/kata-containers/sandbox/shm rw - tmpfs shm rw\n"
+	root   = "10 9 0:30 /c1/rootfs / rw,nodev - 9p kataShared rw\n"
+	pseudo = "11 10 0:50 / /proc rw,nosuid - proc proc rw\n12 11 0:50 /sys /proc/sys ro - proc proc rw\n" +
+		"13 10 0:51 / /dev rw - tmpfs tmpfs rw\n14 13 0:52 / /dev/pts rw - devpts devpts rw\n" +
+		"15 10 0:21 / /sys ro - sysfs sysfs rw\n16 15 0:23 / /sys/fs/cgroup ro - cgroup2 cgroup rw\n" +
+		"17 13 0:24 / /dev/shm rw - tmpfs shm rw\n18 11 0:51 /null /proc/kcore rw - tmpfs tmpfs rw\n" +
+		"19 10 0:30 /c1-hosts /etc/hosts rw,nodev - 9p kataShared rw\n"
 	volume = "20 10 253:7 / /mnt/data rw,nosuid,nodev,relatime - ext4 /dev/mapper/x rw\n"
 )
+
+var shared = []string{"/run/kata-containers/shared/containers", "/run/kata-containers/sandbox/shm"}
 
 var want = []Mount{{Path: "/mnt/data", Major: 253, Minor: 7, Options: []string{"rw", "nosuid", "nodev", "strictatime"}}}
 
@@ -51,7 +62,7 @@ func TestCheckMounts(t *testing.T) {
 		words  string // of the error; "" is fine
 	}{
 		"as wanted":                  {root + volume, ""},
-		"other mounts beside it":     {root + "11 10 0:5 / /proc rw - proc proc rw\n" + volume + "21 10 0:6 / /mnt/dataset rw - tmpfs t rw\n", ""},
+		"other mounts beside it":     {root + pseudo + volume + "21 10 0:60 / /mnt/dataset rw - tmpfs t rw\n", ""},
 		"parent is a mount too":      {root + "12 10 0:8 / /mnt rw - tmpfs t rw\n" + strings.Replace(volume, "20 10", "20 12", 1), ""},
 		"not there":                  {root, "nothing is mounted"},
 		"elsewhere":                  {root + strings.Replace(volume, "/mnt/data", "/mnt/evil", 1), "nothing is mounted"},
@@ -68,7 +79,7 @@ func TestCheckMounts(t *testing.T) {
 		"two on one parent":          {root + volume + strings.Replace(volume, "20 10", "21 10", 1), "two mounts"},
 		"two roots":                  {root + "13 8 0:31 / / rw - tmpfs t rw\n" + volume, "two root"},
 		"no root":                    {volume, "no root"},
-		"parent of itself":           {"10 10 0:30 / / rw - overlay overlay rw\n" + volume, "no root"},
+		"parent of itself":           {"10 10 0:30 / / rw - 9p s rw\n" + volume, "no root"},
 		"circle":                     {root + "20 21 0:1 / /mnt rw - t t rw\n21 20 0:1 / /mnt rw - t t rw\n", "nothing is mounted"},
 		"escaped name, not the same": {root + strings.Replace(volume, "/mnt/data", `/mnt/data\040`, 1), "nothing is mounted"},
 	} {
@@ -76,11 +87,76 @@ func TestCheckMounts(t *testing.T) {
 			t.Parallel()
 			p := newProc(t)
 			p.add("7", "mnt:[2]", "0::/kata/c1\n", c.mounts)
-			err := Processes{Proc: p.dir}.Check("c1", want)
+			err := Processes{Proc: p.dir, Shared: shared}.Check("c1", want)
 			if c.words == "" && err != nil || c.words != "" && (!errdefs.IsPermissionDenied(err) || !strings.Contains(err.Error(), c.words)) {
 				t.Errorf("got %v, want %q", err, c.words)
 			}
 		})
+	}
+}
+
+func TestMountsThatLeadOutOfTheContainerAreRefused(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		mounts, words string
+	}{
+		"what every container has": {root + pseudo + volume, ""},
+		"files of a share that is not served by the host": {root + pseudo + volume +
+			"30 10 0:22 /kata-containers/shared/containers/hosts /etc/hosts rw - tmpfs tmpfs rw\n", "leads out"}, // the share is mounted over it
+		"a submount of the share":                  {strings.Replace(root, "9p", "virtiofs", 1) + pseudo + volume, ""},
+		"link to the agent's socket":               {root + pseudo + volume + "30 10 0:22 /sealvol/agent /etc/hosts rw - tmpfs tmpfs rw\n", "leads out"},
+		"link to the guest's /proc":                {root + pseudo + volume + "30 10 0:20 / /etc/hosts rw - proc proc rw\n", "leads out"},
+		"link to the guest's /proc, read-only":     {root + pseudo + volume + "30 10 0:20 / /etc/hosts ro - proc proc rw\n", "leads out"},
+		"link to the guest's devices":              {root + pseudo + volume + "30 10 0:6 / /etc/hosts rw - devtmpfs dev rw\n", "leads out"},
+		"link to a single device":                  {root + pseudo + volume + "30 10 0:6 /dm-2 /etc/hosts rw - devtmpfs dev rw\n", "leads out"},
+		"link to the guest's /sys":                 {root + pseudo + volume + "30 10 0:21 / /etc/hosts rw - sysfs sysfs rw\n", "leads out"},
+		"link to the guest's root":                 {"10 9 0:2 / / rw - rootfs rootfs rw\n" + pseudo + volume, "leads out"},
+		"link to the attached volume":              {root + pseudo + volume + "30 10 253:7 / /etc/hosts rw - ext4 x rw\n", "leads out"},
+		"link to a folder of the attached volume":  {root + pseudo + volume + "30 10 253:7 /sub /etc/hosts rw - ext4 x rw\n", "leads out"},
+		"volume as the root":                       {strings.Replace(root, "0:30 /c1/rootfs", "253:7 /", 1) + pseudo + volume, "leads out"},
+		"a file system that nobody asked for":      {root + pseudo + volume + "30 10 0:70 / /x rw - fuse x rw\n", "leads out"},
+		"kernel settings writable":                 {root + strings.Replace(pseudo, "/proc/sys ro", "/proc/sys rw", 1) + volume, "leads out"},
+		"kernel settings as they are":              {root + "11 10 0:50 / /proc rw - proc proc rw\n" + volume, "leads out"},
+		"kernel settings of a second /proc":        {root + pseudo + volume + "30 10 0:50 / /x rw - proc proc rw\n", "leads out"},
+		"kernel settings on top of read-only ones": {root + pseudo + volume + "30 12 0:50 /sys /proc/sys rw - proc proc rw\n", "leads out"},
+		"writable /sys":                            {root + strings.Replace(pseudo, "/sys ro - sysfs", "/sys rw - sysfs", 1) + volume, "leads out"},
+		"writable cgroups":                         {root + strings.Replace(pseudo, "/sys/fs/cgroup ro", "/sys/fs/cgroup rw", 1) + volume, "leads out"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newProc(t)
+			p.add("7", "mnt:[2]", "0::/kata/c1\n", c.mounts)
+			err := Processes{Proc: p.dir, Shared: shared}.Check("c1", want)
+			if c.words == "" && err != nil || c.words != "" && (!errdefs.IsPermissionDenied(err) || !strings.Contains(err.Error(), c.words)) {
+				t.Errorf("got %v, want %q", err, c.words)
+			}
+		})
+	}
+}
+
+func TestShareWithinAnotherMountGivesNothingBesideIt(t *testing.T) {
+	t.Parallel()
+	p := newProc(t)
+	file := filepath.Join(p.dir, "self/mountinfo")
+	if err := os.WriteFile(file, []byte("1 1 0:2 / / rw - rootfs rootfs rw\n5 1 0:22 / /run rw - tmpfs tmpfs rw\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for i, c := range []struct {
+		folder string
+		ok     bool
+	}{
+		{"/kata-containers/shared/containers", true},
+		{"/kata-containers/shared/containers/hosts", true},
+		{"/kata-containers/shared/containers2", false},
+		{"/kata-containers/shared", false},
+		{"/", false},
+	} {
+		id := "c" + string(rune('a'+i))
+		p.add(string(rune('1'+i))+"0", "mnt:[2]", "0::/kata/"+id+"\n", root+"30 10 0:22 "+c.folder+" /etc/hosts rw - tmpfs tmpfs rw\n")
+		err := Processes{Proc: p.dir, Shared: []string{"/run/kata-containers/shared/containers"}}.Check(id, nil)
+		if c.ok && err != nil || !c.ok && !errdefs.IsPermissionDenied(err) {
+			t.Errorf("%s: %v", c.folder, err)
+		}
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/sealvol/sealvol/guest/internal/mountns"
@@ -61,6 +62,19 @@ func device(t *testing.T, dir string) mountns.Mount {
 	return mountns.Mount{Major: unix.Major(st.Dev), Minor: unix.Minor(st.Dev)}
 }
 
+// mountPoints are all that there are now.
+func mountPoints(t *testing.T) (points []string) {
+	t.Helper()
+	mounts, err := mountinfo.GetMounts(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range mounts {
+		points = append(points, m.Mountpoint)
+	}
+	return points
+}
+
 func TestRealContainers(t *testing.T) {
 	source := t.TempDir()
 	if err := unix.Mount("sealed", source, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=4m"); err != nil {
@@ -71,7 +85,15 @@ func TestRealContainers(t *testing.T) {
 	want := device(t, source)
 	want.Path, want.Options = point, []string{"nosuid", "nodev"}
 	bind := fmt.Sprintf("mount --bind %s %s", source, point)
-	processes := mountns.Processes{Proc: "/proc"}
+	// These containers have the guest's whole tree, and what is wanted is that nothing else be
+	// refused than what a case is about.
+	processes := mountns.Processes{Proc: "/proc", Shared: mountPoints(t)}
+	secret := t.TempDir()
+	if err := unix.Mount("secret", secret, "tmpfs", 0, "size=4m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(secret, unix.MNT_DETACH) })
+	hide := "umount " + secret + " || :" // it may be hidden with its parent
 
 	for i, c := range []struct {
 		name, script string
@@ -86,9 +108,13 @@ func TestRealContainers(t *testing.T) {
 		{"a folder of it", "mkdir -p " + source + "/sub; mount --bind " + source + "/sub " + point, unix.CLONE_NEWNS, "not its volume"},
 		{"a mount inside", bind + "; mkdir -p " + point + "/in; mount -t tmpfs t " + point + "/in", unix.CLONE_NEWNS, "inside a volume"},
 		{"our namespace", ":", 0, "namespace of its own"},
+		{"a folder of the guest's", bind + "; mkdir -p /tmp/in; mount --bind " + secret + " /tmp/in", unix.CLONE_NEWNS, "leads out"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			id := "c" + strconv.Itoa(i)
+			if c.namespaces != 0 {
+				c.script = c.script + "; " + hide
+			}
 			contain(t, id, c.script, c.namespaces)
 			err := processes.Check(id, []mountns.Mount{want})
 			if c.words == "" && err != nil || c.words != "" && (!errdefs.IsPermissionDenied(err) || !strings.Contains(err.Error(), c.words)) {
