@@ -42,6 +42,9 @@ func (g *Gate) createContainer(ctx context.Context, req *agent.CreateContainerRe
 		return nil, err
 	}
 	defer func() { <-c.busy }()
+	if pol.Sealed() {
+		narrow(req.OCI)
+	}
 
 	forwarded, err := g.place(ctx, c, volumes, req)
 	if err == nil {
@@ -348,6 +351,9 @@ func (g *Gate) execProcess(ctx context.Context, req *agent.ExecProcessRequest) (
 	}
 	if _, err := pol.Decide(ctx, "ExecProcess", req, state); err != nil {
 		return nil, err
+	}
+	if pol.Sealed() {
+		dropMknod(req.Process)
 	}
 	release, err := g.share(ctx)
 	if err != nil {

@@ -3,7 +3,6 @@ package gate
 import (
 	"context"
 	"fmt"
-	"slices"
 
 	"github.com/containerd/errdefs"
 	agent "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
@@ -80,7 +79,15 @@ func (g *Gate) createSandbox(ctx context.Context, req *agent.CreateSandboxReques
 	if _, err := pol.Decide(ctx, "CreateSandbox", req, policy.State{}); err != nil {
 		return nil, err
 	}
-	shared := slices.ContainsFunc(req.Storages, func(s *agent.Storage) bool { return s.Source == shareTag })
+	shared := false
+	for _, s := range req.Storages {
+		if s.Source == shareTag {
+			shared = true
+			if pol.Sealed() {
+				s.Options = noDevices(s.Options)
+			}
+		}
+	}
 	g.mu.Lock()
 	g.phase, g.shared = created, shared
 	g.mu.Unlock()
