@@ -99,10 +99,17 @@ func (g *Gate) serve(ctx context.Context, nc net.Conn) error {
 		}
 		if m.verdict == judged {
 			go func() {
-				defer done()
+				defer func() { <-places }()
 				resp, err := g.judge(deadline, m, req)
-				<-places
+				// A host that does not read its answer holds up nothing but its connection;
+				// the process lives until the last one is told.
+				if !m.last {
+					done()
+				}
 				c.answer(f.Stream, m.name, resp, err)
+				if m.last {
+					done()
+				}
 			}()
 			continue
 		}
@@ -193,6 +200,9 @@ func (g *Gate) forward(ctx context.Context, name string, req proto.Message) (pro
 
 // call makes one request of the agent. An answer that says no is a *status.Status error.
 func call(ctx context.Context, client *ttrpc.Client, m method, req proto.Message) (proto.Message, error) {
+	if err := ctx.Err(); err != nil { // the client would send it all the same
+		return nil, fmt.Errorf("%s: %w", m.name, err)
+	}
 	resp := m.out.New().Interface()
 	if err := client.Call(ctx, m.service, m.name, req, resp); err != nil {
 		return nil, fmt.Errorf("%s: %w", m.name, err)

@@ -91,12 +91,14 @@ type Config struct {
 const (
 	maxConnections = 32
 	maxRequests    = 1024 // for each connection
+	maxJudged      = 1024 // that the gate judges; they outlive their connection
 )
 
 // The bounds of what has no deadline of the host's.
 const (
 	createTimeout  = 60 * time.Second // CreateContainer, when the host gave none
 	removeTimeout  = 2 * time.Minute
+	settleTimeout  = undoTimeout + 10*time.Second
 	destroyTimeout = 30 * time.Second
 	undoTimeout    = 20 * time.Second
 	maxUndoReserve = 10 * time.Second
@@ -122,7 +124,9 @@ type Gate struct {
 	work context.Context
 	stop context.CancelFunc
 	ops  sync.WaitGroup // requests that change the sandbox; mu guards Add
-	ends sync.WaitGroup // DestroySandbox, which waits for those
+	ends sync.WaitGroup // DestroySandbox, which waits for those, but not for ever
+
+	settle time.Duration // how long it waits
 
 	// paths is rule 7's lock: held whole while a volume is attached, and in part by
 	// every other request that has the agent touch a path or a container.
@@ -130,6 +134,7 @@ type Gate struct {
 
 	mu          sync.Mutex
 	phase       phase
+	judging     int // requests
 	policy      Policy
 	policySent  bool  // a SetPolicy has been forwarded
 	policyTaken bool  // and the agent accepted it
@@ -177,6 +182,7 @@ func New(ctx context.Context, cfg Config) (*Gate, error) {
 		agent:      ttrpc.NewClient(conn),
 		inspect:    sync.OnceValue(cfg.Inspect),
 		paths:      semaphore.NewWeighted(wholePath),
+		settle:     settleTimeout,
 		policy:     cfg.Default,
 		containers: map[string]*container{},
 		storages:   map[string]use{},
@@ -250,11 +256,22 @@ func (g *Gate) admit(m method) (done func(), err error) {
 		g.ends.Add(1)
 		return g.ends.Done, nil
 	case m.verdict == judged:
+		if g.judging == maxJudged {
+			return nil, fmt.Errorf("more than %d requests that change the sandbox at once: %w", maxJudged, errdefs.ErrResourceExhausted)
+		}
+		g.judging++
 		g.ops.Add(1)
-		return g.ops.Done, nil
+		return g.judgedOne, nil
 	default:
 		return func() {}, nil
 	}
+}
+
+func (g *Gate) judgedOne() {
+	g.mu.Lock()
+	g.judging--
+	g.mu.Unlock()
+	g.ops.Done()
 }
 
 // poisoned stops everything that changes the sandbox but its end and that of its containers:

@@ -216,6 +216,14 @@ type fakeNamespaces struct {
 	alive bool
 	wrong error
 	want  []mountns.Mount
+	check func()
+}
+
+// hang puts a function into the way of Check.
+func (n *fakeNamespaces) hang(f func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.check = f
 }
 
 func (n *fakeNamespaces) set(alive bool, wrong error) {
@@ -233,6 +241,9 @@ func (n *fakeNamespaces) Alive(string) (bool, error) {
 func (n *fakeNamespaces) Check(_ string, want []mountns.Mount) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.check != nil {
+		n.check()
+	}
 	n.want = want
 	return n.wrong
 }

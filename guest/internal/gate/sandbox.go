@@ -3,6 +3,7 @@ package gate
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/containerd/errdefs"
 	agent "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
@@ -107,7 +108,18 @@ const shareTag = "kataShared"
 // it fails, nothing is accepted afterwards.
 func (g *Gate) destroySandbox(ctx context.Context, req *agent.DestroySandboxRequest) (proto.Message, error) {
 	g.stop()
-	g.ops.Wait()
+	settled := make(chan struct{})
+	go func() { // ends with the last of them
+		g.ops.Wait()
+		close(settled)
+	}()
+	select {
+	case <-settled:
+	case <-time.After(g.settle):
+		// One that hangs in the host's file system must not keep the keys alive. None gets
+		// anything from agent or volumes any more.
+		g.Log.Error("requests under way do not end, the sandbox ends without them")
+	}
 	agentCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), destroyTimeout)
 	defer cancel()
 	resp, err := g.forward(agentCtx, "DestroySandbox", req)

@@ -10,11 +10,14 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/ttrpc"
 	agent "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/sealvol/sealvol/guest/frame"
 )
 
 func TestSetPolicyCountsOnceTheAgentTookIt(t *testing.T) {
@@ -170,6 +173,78 @@ func TestDestroySandboxUndoesACreateUnderWay(t *testing.T) {
 		t.Error("the container was created")
 	}
 	h.wantJournal("agent CreateSandbox", "acquire data", "release c1", "agent DestroySandbox", "destroy")
+}
+
+// The host's file system does not answer, and so neither does what looks into it.
+func TestRequestThatHangsDoesNotKeepTheKeysAlive(t *testing.T) {
+	t.Parallel()
+	h := start(t).sandbox()
+	h.gate.settle = 50 * time.Millisecond
+	must(t, h.create("c1", "app", "02/01"))
+	entered, release := make(chan struct{}), make(chan struct{})
+	h.ns.hang(func() { close(entered); <-release })
+	started := make(chan error, 1)
+	go func() { started <- h.begin("c1") }()
+	<-entered
+	_, err := h.host.DestroySandbox(soon(t), &agent.DestroySandboxRequest{})
+	must(t, err)
+	if h.count("destroy") != 1 {
+		t.Error("the volumes were not destroyed")
+	}
+	close(release)
+	if err := <-started; err == nil {
+		t.Error("the container was started after the end")
+	}
+	if h.count("agent StartContainer") != 0 {
+		t.Error("StartContainer reached the agent after the end")
+	}
+}
+
+// The answers fill the connection up, and the host lets it be.
+func TestHostThatReadsNoAnswersHoldsNothingUp(t *testing.T) {
+	t.Parallel()
+	h := start(t).sandbox()
+	w := h.wire()
+	p, err := proto.Marshal(&agent.RemoveContainerRequest{ContainerId: "never-was"})
+	must(t, err)
+	request, err := proto.Marshal(&ttrpc.Request{Service: agentService, Method: "RemoveContainer", Payload: p})
+	must(t, err)
+	go func() { // until the connection is closed
+		for stream := uint32(1); frame.Write(w, frame.Frame{Stream: stream, Type: frame.Request, Payload: request}) == nil; stream += 2 {
+		}
+	}()
+	time.Sleep(200 * time.Millisecond)
+	_, err = h.host.DestroySandbox(soon(t), &agent.DestroySandboxRequest{})
+	must(t, err)
+	w.Close()
+}
+
+func TestJudgedRequestsAreBoundedAcrossConnections(t *testing.T) {
+	t.Parallel()
+	h := start(t).sandbox()
+	entered, release := make(chan struct{}), make(chan struct{})
+	h.agent.on("CreateContainer", func(context.Context, proto.Message) (proto.Message, error) {
+		close(entered)
+		<-release
+		return nil, nil
+	})
+	created := make(chan error, 1)
+	go func() { created <- h.create("c1", "app") }()
+	<-entered
+	p, err := proto.Marshal(&agent.StartContainerRequest{ContainerId: "c1"})
+	must(t, err)
+	for _, n := range []int{maxJudged / 2, maxJudged/2 - 1} { // and the create
+		w := h.wire()
+		for i := range n {
+			w.request(uint32(2*i+1), agentService, "StartContainer", p)
+		}
+		w.request(uint32(2*n+1), healthService, "Check", nil)
+		must(t, w.response(uint32(2*n+1)))
+		w.Close()
+	}
+	wants(t, h.begin("c1"), codes.ResourceExhausted)
+	close(release)
+	must(t, <-created)
 }
 
 func TestUpdateEphemeralMountsIsThePolicys(t *testing.T) {
