@@ -31,8 +31,12 @@ type Node struct {
 // Dir is where a node keeps its sockets, logs and configuration.
 const Dir = "/run/sealvol-node"
 
-// startLimit bounds the start of a daemon in a VM without KVM.
-const startLimit = time.Minute
+// Bounds for a VM without KVM: the start of a daemon, and the removal of a
+// pod whose shim may just have died.
+const (
+	startLimit  = time.Minute
+	removeLimit = time.Minute
+)
 
 // Start brings a node up: containerd answers, the images are there, and the
 // plugin is registered. root is the folder of the checkout. progress gets a
@@ -214,11 +218,19 @@ func (n *Node) Inspect(ctx context.Context, sandbox string, args ...string) (str
 	return n.run(ctx, n.art.Sealvol, append(append([]string{"inspect"}, args...), sandbox)...)
 }
 
-// RemovePod stops and removes a pod with all its containers.
+// RemovePod stops and removes a pod with all its containers. It tries again
+// as kubelet does: containerd refuses while it cleans up after a dead shim.
 func (n *Node) RemovePod(ctx context.Context, id string) error {
-	_, stop := n.Crictl(ctx, "stopp", id)
-	_, remove := n.Crictl(ctx, "rmp", "-f", id)
-	return errors.Join(stop, remove)
+	var last error
+	if err := poll(ctx, "the pod to be removed", func() bool {
+		_, stop := n.Crictl(ctx, "stopp", id)
+		_, remove := n.Crictl(ctx, "rmp", "-f", id)
+		last = errors.Join(stop, remove)
+		return last == nil
+	}, removeLimit); err != nil {
+		return errors.Join(err, last)
+	}
+	return nil
 }
 
 // Disk makes a block device of size bytes and gives the backing file, which
