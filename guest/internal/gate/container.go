@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -24,6 +26,11 @@ func (g *Gate) createContainer(ctx context.Context, req *agent.CreateContainerRe
 	defer cancel()
 	if req.ContainerId == "" || req.ExecId != req.ContainerId {
 		return nil, fmt.Errorf("container_id %q and exec_id %q must be the same: %w", req.ContainerId, req.ExecId, errdefs.ErrInvalidArgument)
+	}
+	// The agent keeps a container in a folder named for it, and removes the whole of it at the
+	// end: "sandbox" would take the pod's shared memory along.
+	if _, err := os.Lstat(filepath.Join(g.Run, req.ContainerId)); !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("container_id %s is the name of something of the agent's own: %w", req.ContainerId, errdefs.ErrInvalidArgument)
 	}
 	pol, state, err := g.running()
 	if err != nil {

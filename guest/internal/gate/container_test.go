@@ -3,6 +3,8 @@ package gate
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -76,6 +78,16 @@ func TestContainerIdIsNeverUsedTwice(t *testing.T) {
 	must(t, h.remove("c1"))
 	wants(t, h.create("c1", "app"), codes.AlreadyExists, "c1")
 	must(t, h.create("c2", "app"))
+}
+
+func TestContainerThatIsNamedForAFolderOfTheAgentIsRefused(t *testing.T) {
+	t.Parallel()
+	h := start(t).sandbox()
+	must(t, os.MkdirAll(filepath.Join(h.run, "sandbox/shm"), 0o700))
+	wants(t, h.create("sandbox", "app"), codes.InvalidArgument, "agent's own")
+	if h.count("agent CreateContainer") != 0 {
+		t.Error("it reached the agent")
+	}
 }
 
 func TestOneNameIsOneLiveContainer(t *testing.T) {
