@@ -277,7 +277,29 @@ func TestVolumeStatsAreAnsweredForOurPathsAlone(t *testing.T) {
 }
 
 func copyTo(path string, mode uint32) *agent.CopyFileRequest {
-	return &agent.CopyFileRequest{Path: path, FileMode: mode | 0o644}
+	req := &agent.CopyFileRequest{Path: path, FileMode: mode | 0o644}
+	if mode == unix.S_IFLNK {
+		req.Data = []byte("..data/key")
+	}
+	return req
+}
+
+// A link that leads elsewhere would redirect what the agent or a container opens later.
+func TestCopyFileMakesNoLinkThatLeavesItsFolderAndNoSpecialFile(t *testing.T) {
+	t.Parallel()
+	h := start(t).sandbox()
+	h.forget()
+	for _, target := range []string{"", "..", "../x", "/etc/passwd", "a/../../x", "a//b", "./a"} {
+		req := copyTo(filepath.Join(h.run, shareDir, "link"), unix.S_IFLNK)
+		req.Data = []byte(target)
+		_, err := h.host.CopyFile(soon(t), req)
+		wants(t, err, codes.PermissionDenied, "the link leads out of its folder")
+	}
+	for _, mode := range []uint32{0, unix.S_IFCHR, unix.S_IFBLK, unix.S_IFIFO, unix.S_IFSOCK} {
+		_, err := h.host.CopyFile(soon(t), copyTo(filepath.Join(h.run, shareDir, "x"), mode))
+		wants(t, err, codes.PermissionDenied, "no file, folder or link")
+	}
+	h.wantJournal()
 }
 
 func TestCopyFile(t *testing.T) {
