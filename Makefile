@@ -138,7 +138,8 @@ demo: build/vmrun node-artefacts ## play the talk's session
 .PHONY: bench
 bench: build/vmrun node-artefacts ## measure, into build/bench.json
 	@$(GO) build $(RELEASE) -o build/bench/bench ./integration/bench
-	@$(NODE) -share build/bench build/bench/bench $(CURDIR) $(BUILD)/bench/result.json
+	@$(STEP) 'the gate, per call' $(GO) test -run '^$$' -bench BenchmarkRPC -count 5 ./guest/internal/gate > build/bench/gate.txt
+	@$(NODE) -share $(BUILD)/bench build/bench/bench $(CURDIR) $(BUILD)/bench/gate.txt $(BUILD)/bench/result.json
 	@mv build/bench/result.json build/bench.json
 
 .PHONY: clean

@@ -1,6 +1,7 @@
 // Command bench measures a node in a VM of its own (make bench): what a sealed
 // volume adds to the start of a container, and the memory of each of our
-// processes. It writes a JSON list to the file it is given, and a table for
+// processes. It joins that with the gate's Go benchmarks, which ran before and
+// whose output is in a file. It writes a JSON list to the file it is given, and a table for
 // people to standard output. Its times are those of an emulated machine:
 // compare rows of one run, not runs.
 package main
@@ -35,17 +36,21 @@ type Result struct {
 }
 
 func main() {
-	if len(os.Args) != 3 {
-		fmt.Fprintln(os.Stderr, "usage: bench FOLDER-OF-THE-CHECKOUT OUTPUT.json")
+	if len(os.Args) != 4 {
+		fmt.Fprintln(os.Stderr, "usage: bench FOLDER-OF-THE-CHECKOUT GO-BENCHMARKS.txt OUTPUT.json")
 		os.Exit(2)
 	}
-	if err := run(os.Args[1], os.Args[2]); err != nil {
+	if err := run(os.Args[1], os.Args[2], os.Args[3]); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(root, output string) (err error) {
+func run(root, benchmarks, output string) (err error) {
+	samples, err := goBenchmarks(benchmarks)
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	defer cancel()
 	n, err := node.Start(ctx, root, func(step string) { fmt.Fprintln(os.Stderr, "bench:", step) })
@@ -54,7 +59,6 @@ func run(root, output string) (err error) {
 	}
 	defer func() { err = errors.Join(err, n.Stop()) }()
 
-	samples := map[[3]string][]float64{}
 	for i := range rounds {
 		fmt.Fprintf(os.Stderr, "bench: round %d of %d\n", i+1, rounds)
 		for _, sealed := range []bool{false, true} {
@@ -79,6 +83,40 @@ func run(root, output string) (err error) {
 		fmt.Printf("| %s | %s | %.3g | %.3g | %.3g | %s |\n", r.Bench, r.Target, r.Median, r.Min, r.Max, r.Unit)
 	}
 	return nil
+}
+
+// goBenchmarks reads the percentiles of the gate's benchmark: lines such as
+//
+//	BenchmarkRPC/StatsContainer/gate-2  9 21 ns/op  20.9 p50-µs  80.1 p99-µs
+func goBenchmarks(file string) (map[[3]string][]float64, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	samples := map[[3]string][]float64{}
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Fields(line)
+		if len(fields) < 2 || !strings.HasPrefix(fields[0], "BenchmarkRPC/") {
+			continue
+		}
+		target, _, _ := strings.Cut(strings.TrimPrefix(fields[0], "BenchmarkRPC/"), "-")
+		for i := 2; i+1 < len(fields); i += 2 {
+			percentile, unit, ok := strings.Cut(fields[i+1], "-")
+			if !ok {
+				continue
+			}
+			v, err := strconv.ParseFloat(fields[i], 64)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %q: %w", file, line, err)
+			}
+			key := [3]string{"rpc_" + percentile, target, unit}
+			samples[key] = append(samples[key], v)
+		}
+	}
+	if len(samples) == 0 {
+		return nil, fmt.Errorf("%s has no BenchmarkRPC", file)
+	}
+	return samples, nil
 }
 
 // round runs one pod with one container, and gives what it measured to add.
@@ -161,13 +199,13 @@ sealed_pod := {
 }
 
 // status is the part of sealvol inspect's JSON that is measured. Protobuf's
-// JSON writes 64-bit numbers as strings.
+// JSON has 64-bit numbers as strings.
 type status struct {
-	ResidentBytes string `json:"residentBytes"`
+	ResidentBytes string `json:"resident_bytes"`
 	Volumes       []struct {
 		Name, Suite string
 		Counters    struct {
-			ReadyMicros string `json:"readyMicros"`
+			ReadyMicros string `json:"ready_micros"`
 		}
 	}
 }
@@ -177,8 +215,8 @@ func guestStatus(ctx context.Context, n *node.Node, sandbox string) (status, err
 	if err != nil {
 		return status{}, err
 	}
-	var s status
-	return s, json.Unmarshal([]byte(text), &s)
+	var answer struct{ Status status }
+	return answer.Status, json.Unmarshal([]byte(text), &answer)
 }
 
 // residentMiB gives the resident memory of the one process of that name.

@@ -237,14 +237,14 @@ func (s *scene) wantCallsRefused(sandbox string) {
 				_, err := agent.SetPolicy(ctx, &kata.SetPolicyRequest{Policy: "package agent_policy"})
 				return err
 			},
-			reasons: []string{"policy"},
+			reasons: []string{"SetPolicy"},
 		},
 		"a second sandbox": {
 			call: func(ctx context.Context) error {
 				_, err := agent.CreateSandbox(ctx, &kata.CreateSandboxRequest{SandboxId: "again"})
 				return err
 			},
-			reasons: []string{"sandbox"},
+			reasons: []string{"a second CreateSandbox"},
 		},
 		"swap on a host device": {
 			call: func(ctx context.Context) error {
@@ -258,7 +258,7 @@ func (s *scene) wantCallsRefused(sandbox string) {
 				_, err := agent.CopyFile(ctx, &kata.CopyFileRequest{Path: "/run/sealvol/volumes/x", FileMode: 0o100644})
 				return err
 			},
-			reasons: []string{"/run/sealvol/volumes/x"},
+			reasons: []string{"files are not copied"},
 		},
 	}
 	for name, test := range tests {
