@@ -121,12 +121,25 @@ test-vm: build/vmrun build/kernel/vmlinux ## run the tests that need root and a 
 	$(GO) test -count=1 -tags vm -p 1 -exec '$(VM)' $$(grep -rl --include='*_test.go' '^//go:build vm$$' $(SOURCES) | \
 		xargs dirname | sort -u | grep -v integration/vmrun | sed 's|^|./|')
 
-# A node: a machine that can run virtual machines.
-NODE := $(BUILD)/vmrun -nested -memory 6144 -timeout 20m
+# A node: a machine that can run virtual machines. One processor, and another machine if it dies: nested
+# virtualisation in an emulator has faults of its own.
+NODE := $(BUILD)/vmrun -nested -cpus 1 -tries 3 -memory 6144 -timeout 30m
+NODETEST = $(GO) test -count=1 -v -tags node -timeout 29m -exec '$(NODE)' ./integration/node
 
-.PHONY: test-node
-test-node: build/vmrun node-artefacts ## run the tests on a node of real containerd, Kata and QEMU; RUN=name for some
-	$(GO) test -count=1 -v -tags node -timeout 19m $(if $(RUN),-run '$(RUN)') -exec '$(NODE)' ./integration/node
+.PHONY: test-node test-node-faults test-node-volumes
+ifdef RUN
+test-node: build/vmrun node-artefacts
+	$(NODETEST) -run '$(RUN)'
+else
+test-node: build/vmrun node-artefacts ## run the tests on nodes of real containerd, Kata and QEMU; RUN=name for some
+	@$(MAKE) -j2 test-node-faults test-node-volumes
+endif
+
+test-node-faults:
+	$(NODETEST) -run '^TestKilling'
+
+test-node-volumes:
+	$(NODETEST) -skip '^TestKilling'
 
 # --- on a node, to look at --------------------------------------------------------
 

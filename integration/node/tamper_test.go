@@ -11,11 +11,13 @@ import (
 
 const block = 4096
 
-// TestHostThatDamagesTheDiskGetsAnErrorAndNotOneWrongByte changes the backing
-// file of a mounted volume. The application reads past the page cache.
+// TestHostThatDamagesTheDiskGetsAnErrorAndNotOneWrongByte changes the blocks of
+// a mounted volume: through the device that QEMU reads, since the host's page
+// cache would hide a change of the file behind it. The application reads past
+// the guest's page cache.
 func TestHostThatDamagesTheDiskGetsAnErrorAndNotOneWrongByte(t *testing.T) {
 	s := newScene(t)
-	file, device := s.disk(128 * mib)
+	_, device := s.disk(128 * mib)
 	pod := sealedPod("tampered")
 	container := s.start(s.pod(pod), pod, sealedContainer(device))
 	const path, size = "/mnt/encrypted/data", 2 * mib
@@ -25,9 +27,9 @@ func TestHostThatDamagesTheDiskGetsAnErrorAndNotOneWrongByte(t *testing.T) {
 	read := func() (string, error) {
 		return s.node.Exec(s.ctx, container, "dd", "if="+path, fmt.Sprintf("bs=%d", block), "iflag=direct", "status=none")
 	}
-	fresh := s.snapshot(file)
+	fresh := s.snapshot(device)
 	write("a")
-	old := s.snapshot(file)
+	old := s.snapshot(device)
 	at := longestChange(fresh, old, size)
 	if at < 0 {
 		t.Fatalf("%d bytes were written but no such stretch of the disk has changed", size)
@@ -39,9 +41,9 @@ func TestHostThatDamagesTheDiskGetsAnErrorAndNotOneWrongByte(t *testing.T) {
 	victim := at + size/2
 	t.Run("bit flip", func(t *testing.T) {
 		s := &scene{T: t, ctx: s.ctx, node: s.node}
-		s.overwrite(file, victim, []byte{old[victim] ^ 0x10})
+		s.overwrite(device, victim, []byte{old[victim] ^ 0x10})
 		s.wantIOError("a\n", size, read)
-		s.overwrite(file, victim, old[victim:victim+1])
+		s.overwrite(device, victim, old[victim:victim+1])
 		if got, err := read(); err != nil || len(got) != size-1 {
 			t.Errorf("with the bit put back the file must be whole again, got %d bytes, %v", len(got), err)
 		}
@@ -49,12 +51,12 @@ func TestHostThatDamagesTheDiskGetsAnErrorAndNotOneWrongByte(t *testing.T) {
 	t.Run("replay of an old block", func(t *testing.T) {
 		s := &scene{T: t, ctx: s.ctx, node: s.node}
 		write("b")
-		s.overwrite(file, victim, old[victim:victim+block])
+		s.overwrite(device, victim, old[victim:victim+block])
 		s.wantIOError("b\n", size, read)
 	})
 	t.Run("replay of the whole extent", func(t *testing.T) {
 		s := &scene{T: t, ctx: s.ctx, node: s.node}
-		s.overwrite(file, at, old[at:at+size])
+		s.overwrite(device, at, old[at:at+size])
 		s.wantIOError("b\n", size, read)
 	})
 }
@@ -75,18 +77,18 @@ func (s *scene) wantIOError(pattern string, size int, read func() (string, error
 	}
 }
 
-func (s *scene) snapshot(file string) []byte {
+func (s *scene) snapshot(device string) []byte {
 	s.Helper()
-	text, err := os.ReadFile(file)
+	text, err := os.ReadFile(device)
 	if err != nil {
 		s.Fatal(err)
 	}
 	return text
 }
 
-func (s *scene) overwrite(file string, at int, p []byte) {
+func (s *scene) overwrite(device string, at int, p []byte) {
 	s.Helper()
-	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	f, err := os.OpenFile(device, os.O_WRONLY, 0)
 	if err != nil {
 		s.Fatal(err)
 	}

@@ -105,6 +105,9 @@ func (m machine) run(ctx context.Context, r request, stdout, stderr io.Writer) (
 	return status, err
 }
 
+// errDied says that the machine went before the command: the kernel panicked, or QEMU ended.
+var errDied = errors.New("the machine ended before the command")
+
 // converse sends the request and passes on what the guest sends, up to the command's exit status.
 func converse(port io.ReadWriter, r request, stdout, stderr io.Writer) (int, error) {
 	if err := json.NewEncoder(port).Encode(r); err != nil {
@@ -114,7 +117,7 @@ func converse(port io.ReadWriter, r request, stdout, stderr io.Writer) (int, err
 		kind, payload, err := readFrame(port)
 		switch {
 		case err != nil:
-			return 0, fmt.Errorf("the machine ended before the command: %w", err)
+			return 0, fmt.Errorf("%w: %w", errDied, err)
 		case kind == kindStdout:
 			_, err = stdout.Write(payload)
 		case kind == kindStderr:

@@ -67,7 +67,8 @@ func run() (int, error) {
 		m     = machine{memory: 2048, cpus: 2}
 		env   = environment(os.Environ())
 		build = flag.String("build", filepath.Dir(self), "`folder` with kernel/, and for what vmrun keeps")
-		limit = flag.Duration("timeout", 15*time.Minute, "time `limit` from the start of the machine; VMRUN_TIMEOUT is its default")
+		tries = flag.Int("tries", 1, "start an emulated machine that dies anew, with the command from its beginning, up to this `number` of machines")
+		limit = flag.Duration("timeout", 15*time.Minute, "time `limit` for all of it; VMRUN_TIMEOUT is its default")
 	)
 	flag.IntVar(&m.memory, "memory", m.memory, "memory in `MiB`")
 	flag.IntVar(&m.cpus, "cpus", m.cpus, "number of processors")
@@ -121,7 +122,15 @@ func run() (int, error) {
 	}
 	ctx, stop := context.WithTimeoutCause(ctx, *limit, timeout(*limit))
 	defer stop()
-	status, err := m.run(ctx, request{Args: flag.Args(), Dir: dir, Env: env}, os.Stdout, os.Stderr)
+	var status int
+	for try := 1; ; try++ {
+		status, err = m.run(ctx, request{Args: flag.Args(), Dir: dir, Env: env}, os.Stdout, os.Stderr)
+		// With KVM a machine that dies has a reason; what the command says always stands.
+		if !errors.Is(err, errDied) || m.kvm || try >= *tries || ctx.Err() != nil {
+			break
+		}
+		fmt.Fprintf(os.Stderr, "vmrun: %v\nvmrun: the emulated machine failed, not the command: starting machine %d of %d at most\n", err, try+1, *tries)
+	}
 	if end, ok := errors.AsType[interrupted](err); ok {
 		return statusSignal + int(end.signal), err
 	}

@@ -119,6 +119,7 @@ func TestRunsTheCommandAsItWouldRunHere(t *testing.T) {
 func TestStatus(t *testing.T) {
 	t.Parallel()
 	program := vmrun(t)
+	memo := t.TempDir()
 	for name, test := range map[string]struct {
 		args   []string
 		want   int
@@ -130,6 +131,8 @@ func TestStatus(t *testing.T) {
 		"no command":               {nil, statusFailure, "no command"},
 		"time limit":               {[]string{"-timeout", "2s", "sleep", "1000"}, statusTimeout, "the time limit of 2s is over"},
 		"the kernel panics":        {[]string{"sh", "-c", "echo c >/proc/sysrq-trigger"}, statusFailure, "the machine ended before the command"},
+		"the second machine lives": {[]string{"-tries", "2", "-share", memo, "sh", "-c",
+			"cd " + memo + "; test -e first || { touch first; sync; echo c >/proc/sysrq-trigger; }"}, 0, "starting machine 2 of 2"},
 		"no kernel where it looks": {[]string{"-build", t.TempDir(), "true"}, statusFailure, "make build/kernel/vmlinux"},
 	} {
 		t.Run(name, func(t *testing.T) {
