@@ -125,12 +125,12 @@ func TestStatus(t *testing.T) {
 		want   int
 		stderr string
 	}{
-		"success":                  {[]string{"true"}, 0, ""},
-		"ended by a signal":        {[]string{"sh", "-c", "kill -9 $$"}, 128 + 9, ""},
-		"no such program":          {[]string{"no-such-program"}, statusFailure, "no-such-program"},
-		"no command":               {nil, statusFailure, "no command"},
-		"time limit":               {[]string{"-timeout", "2s", "sleep", "1000"}, statusTimeout, "the time limit of 2s is over"},
-		"the kernel panics":        {[]string{"sh", "-c", "echo c >/proc/sysrq-trigger"}, statusFailure, "the machine ended before the command"},
+		"success":           {[]string{"true"}, 0, ""},
+		"ended by a signal": {[]string{"sh", "-c", "kill -9 $$"}, 128 + 9, ""},
+		"no such program":   {[]string{"no-such-program"}, statusFailure, "no-such-program"},
+		"no command":        {nil, statusFailure, "no command"},
+		"time limit":        {[]string{"-timeout", "2s", "sleep", "1000"}, statusTimeout, "the time limit of 2s is over"},
+		"the kernel panics": {[]string{"sh", "-c", "echo c >/proc/sysrq-trigger"}, statusFailure, "the machine ended before the command"},
 		"the second machine lives": {[]string{"-tries", "2", "-share", memo, "sh", "-c",
 			"cd " + memo + "; test -e first || { touch first; sync; echo c >/proc/sysrq-trigger; }"}, 0, "starting machine 2 of 2"},
 		"no kernel where it looks": {[]string{"-build", t.TempDir(), "true"}, statusFailure, "make build/kernel/vmlinux"},
