@@ -288,7 +288,7 @@ type Volume struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// "open" (mapped and mounted), "closed" (flushed, key and tags kept) or
-	// "failed" (never opened again).
+	// "failed" (never opened again); and, on the way, "new", "sealing", "closing".
 	State    string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
 	Layering string `protobuf:"bytes,3,opt,name=layering,proto3" json:"layering,omitempty"`
 	Suite    string `protobuf:"bytes,4,opt,name=suite,proto3" json:"suite,omitempty"`
