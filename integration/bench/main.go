@@ -22,7 +22,7 @@ import (
 )
 
 // rounds is how often each time is measured, interleaved.
-const rounds = 5
+const rounds = 3
 
 // Result is one row of bench.json.
 type Result struct {

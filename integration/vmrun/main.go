@@ -118,7 +118,7 @@ func run() (int, error) {
 	}()
 
 	if m.kvm, err = hasKVM(ctx, m); err != nil {
-		return statusFailure, err
+		return failure(err), err
 	}
 	ctx, stop := context.WithTimeoutCause(ctx, *limit, timeout(*limit))
 	defer stop()
@@ -131,16 +131,21 @@ func run() (int, error) {
 		}
 		fmt.Fprintf(os.Stderr, "vmrun: %v\nvmrun: the emulated machine failed, not the command: starting machine %d of %d at most\n", err, try+1, *tries)
 	}
-	if end, ok := errors.AsType[interrupted](err); ok {
-		return statusSignal + int(end.signal), err
-	}
-	if _, ok := errors.AsType[timeout](err); ok {
-		return statusTimeout, fmt.Errorf("%s: %w", flag.Arg(0), err)
-	}
 	if err != nil {
-		return statusFailure, err
+		return failure(err), fmt.Errorf("%s: %w", flag.Arg(0), err)
 	}
 	return status, nil
+}
+
+// failure is the exit status for what ended vmrun instead of the command.
+func failure(err error) int {
+	if end, ok := errors.AsType[interrupted](err); ok {
+		return statusSignal + int(end.signal)
+	}
+	if _, ok := errors.AsType[timeout](err); ok {
+		return statusTimeout
+	}
+	return statusFailure
 }
 
 // environment is the command's: what belongs to the machine, and those variables of ours that are for tests.
