@@ -126,20 +126,14 @@ test-vm: build/vmrun build/kernel/vmlinux ## run the tests that need root and a 
 NODE := $(BUILD)/vmrun -nested -cpus 1 -tries 3 -memory 6144 -timeout 30m
 NODETEST = $(GO) test -count=1 -v -tags node -timeout 29m -exec '$(NODE)' ./integration/node
 
-.PHONY: test-node test-node-faults test-node-volumes
+.PHONY: test-node
+test-node: build/vmrun node-artefacts ## run the tests on nodes of real containerd, Kata and QEMU; RUN=name for some
 ifdef RUN
-test-node: build/vmrun node-artefacts
 	$(NODETEST) -run '$(RUN)'
 else
-test-node: build/vmrun node-artefacts ## run the tests on nodes of real containerd, Kata and QEMU; RUN=name for some
-	@$(MAKE) -j2 test-node-faults test-node-volumes
-endif
-
-test-node-faults:
 	$(NODETEST) -run '^TestKilling'
-
-test-node-volumes:
 	$(NODETEST) -skip '^TestKilling'
+endif
 
 # --- on a node, to look at --------------------------------------------------------
 
