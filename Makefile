@@ -145,7 +145,7 @@ demo: build/vmrun node-artefacts ## play the talk's session
 .PHONY: bench
 bench: build/vmrun node-artefacts ## measure, into build/bench.json
 	@$(GO) build $(RELEASE) -o build/bench/bench ./integration/bench
-	@$(STEP) 'the gate, per call' $(GO) test -run '^$$' -bench BenchmarkRPC -count 5 ./guest/internal/gate > build/bench/gate.txt
+	@$(STEP) 'the gate, per call' $(SHELL) -c "$(GO) test -run '^$$' -bench BenchmarkRPC -count 5 ./guest/internal/gate > build/bench/gate.txt"
 	@$(NODE) -share $(BUILD)/bench build/bench/bench $(CURDIR) $(BUILD)/bench/gate.txt $(BUILD)/bench/result.json
 	@mv build/bench/result.json build/bench.json
 
