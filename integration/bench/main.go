@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -221,16 +220,15 @@ func guestStatus(ctx context.Context, n *node.Node, sandbox string) (status, err
 
 // residentMiB gives the resident memory of the one process of that name.
 func residentMiB(name string) (float64, error) {
-	commands, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	all, err := node.Processes()
 	if err != nil {
 		return 0, err
 	}
-	for _, path := range commands {
-		text, err := os.ReadFile(path)
-		if err != nil || filepath.Base(strings.Split(string(text), "\x00")[0]) != name {
+	for _, p := range all {
+		if p.Program != name {
 			continue
 		}
-		text, err = os.ReadFile(filepath.Join(filepath.Dir(path), "status"))
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID))
 		if err != nil {
 			return 0, err
 		}

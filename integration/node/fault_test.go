@@ -3,11 +3,6 @@
 package node
 
 import (
-	"fmt"
-	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -102,22 +97,17 @@ func TestKillingOurShimWhileAContainerIsCreatedLeavesNothing(t *testing.T) {
 // killAll kills every process that executes a program of that name.
 func (s *scene) killAll(name string) int {
 	s.Helper()
-	commands, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	all, err := Processes()
 	if err != nil {
 		s.Fatal(err)
 	}
 	killed := 0
-	for _, path := range commands {
-		text, err := os.ReadFile(path)
-		if err != nil || filepath.Base(strings.Split(string(text), "\x00")[0]) != name {
+	for _, p := range all {
+		if p.Program != name {
 			continue
 		}
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
-		if err != nil {
-			s.Fatal(err)
-		}
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-			s.Logf("killing %s: %v", fmt.Sprint(pid), err)
+		if err := syscall.Kill(p.PID, syscall.SIGKILL); err != nil {
+			s.Logf("killing %d: %v", p.PID, err)
 			continue
 		}
 		killed++

@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -62,7 +61,7 @@ func Start(ctx context.Context, root string, progress func(string)) (_ *Node, er
 	}
 	// Kata's shim refuses to start without a syslog socket. What the sandbox
 	// prints on its console ends there too.
-	if n.syslog, err = start(n.dir, "syslog", nil, "busybox", "syslogd", "-n", "-S", "-O", filepath.Join(n.dir, "syslog.txt")); err != nil {
+	if n.syslog, err = start(n.dir, "syslog", "busybox", "syslogd", "-n", "-S", "-O", filepath.Join(n.dir, "syslog.txt")); err != nil {
 		return nil, err
 	}
 	progress("starting containerd")
@@ -116,7 +115,7 @@ func (n *Node) writeConfig(root string) error {
 
 // StartContainerd starts containerd and waits until it answers.
 func (n *Node) StartContainerd(ctx context.Context) (err error) {
-	n.containerd, err = start(n.dir, "containerd", nil, n.art.Containerd, "-c", filepath.Join(n.dir, "etc/containerd.toml"), "-l", "debug")
+	n.containerd, err = start(n.dir, "containerd", n.art.Containerd, "-c", filepath.Join(n.dir, "etc/containerd.toml"), "-l", "debug")
 	if err != nil {
 		return err
 	}
@@ -131,7 +130,7 @@ func (n *Node) KillContainerd() error { return n.containerd.stop(syscall.SIGKILL
 
 // StartPlugin starts the NRI plugin and waits until containerd knows it.
 func (n *Node) StartPlugin(ctx context.Context) (err error) {
-	n.plugin, err = start(n.dir, "plugin", nil, n.art.Plugin, "-socket", filepath.Join(n.dir, "nri.sock"))
+	n.plugin, err = start(n.dir, "plugin", n.art.Plugin, "-socket", filepath.Join(n.dir, "nri.sock"))
 	if err != nil {
 		return err
 	}
@@ -300,15 +299,14 @@ type process struct {
 }
 
 // start runs a daemon whose output goes to dir/name.log.
-func start(dir, name string, env []string, path string, args ...string) (*process, error) {
+func start(dir, name, path string, args ...string) (*process, error) {
 	log, err := os.OpenFile(filepath.Join(dir, name+".log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close()
 	cmd := exec.Command(path, args...)
-	cmd.Env = append(os.Environ(), env...)
-	cmd.Stdout, cmd.Stderr = log, io.Writer(log)
+	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("node: %s: %w", name, err)
 	}

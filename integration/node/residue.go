@@ -2,9 +2,11 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -54,20 +56,43 @@ func (n *Node) Residue(ctx context.Context) ([]string, error) {
 
 // shimsAndVMs lists the processes that belong to pods, by what they execute.
 func shimsAndVMs() ([]string, error) {
-	commands, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	all, err := Processes()
 	if err != nil {
 		return nil, err
 	}
 	var found []string
+	for _, p := range all {
+		if strings.HasPrefix(p.Program, "qemu-system") || strings.HasPrefix(p.Program, "containerd-shim-kata") {
+			found = append(found, fmt.Sprintf("process %s %d", p.Program, p.PID))
+		}
+	}
+	return found, nil
+}
+
+// Process is one process of the node.
+type Process struct {
+	PID int
+	// Program is the last element of the path that it executes.
+	Program string
+}
+
+// Processes lists what runs on the node at this moment.
+func Processes() ([]Process, error) {
+	commands, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return nil, err
+	}
+	var all []Process
 	for _, path := range commands {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			continue // The process has ended meanwhile.
 		}
-		name := filepath.Base(strings.Split(string(text), "\x00")[0])
-		if strings.HasPrefix(name, "qemu-system") || strings.HasPrefix(name, "containerd-shim-kata") {
-			found = append(found, "process "+name+" "+filepath.Base(filepath.Dir(path)))
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err != nil {
+			return nil, err
 		}
+		all = append(all, Process{pid, filepath.Base(strings.Split(string(text), "\x00")[0])})
 	}
-	return found, nil
+	return all, nil
 }
