@@ -210,7 +210,7 @@ func (m *Manager) Status() []*sealvolv1.Volume {
 }
 
 // Destroy ends every volume: mounts and mappings are removed, tags freed and keys overwritten. Nothing can be acquired
-// afterwards. When it fails, because somebody still uses a volume, it may be called again; the keys are gone in any case.
+// afterwards. When it fails, because somebody still uses a volume, it may be called again. The key of a volume whose disk hangs is there until it lets go.
 func (m *Manager) Destroy(ctx context.Context) error {
 	m.mu.Lock()
 	m.ended = true
