@@ -108,8 +108,8 @@ check: build/prerequisites ## format, vet, staticcheck and unit tests: while edi
 	$(GO) test ./...
 
 .PHONY: test-fuzz
-test-fuzz: ## run each fuzz target for a few seconds
-	@integration/fuzz 5s $(SOURCES)
+test-fuzz: ## run each fuzz target a few seconds long
+	@integration/fuzz 30000 $(SOURCES)
 
 # Tests that need root and a kernel have the build tag vm and run in a virtual machine, one for each package,
 # with scratch disks at Kata's PCI paths 02/01, 02/02 and 02/03.
