@@ -122,7 +122,15 @@ VM := $(BUILD)/vmrun -disk 256M -disk 256M -disk 64M
 test-vm: build/vmrun build/kernel/vmlinux ## run the tests that need root and a kernel, in virtual machines
 	$(GO) test -count=1 -tags vm ./integration/vmrun
 	$(GO) test -count=1 -tags vm -p 1 -exec '$(VM)' $$(grep -rl --include='*_test.go' '^//go:build vm$$' $(SOURCES) | \
-		xargs dirname | sort -u | grep -v integration/vmrun | sed 's|^|./|')
+		xargs dirname | sort -u | grep -vE 'integration/(vmrun|attack)' | sed 's|^|./|')
+	@$(MAKE) test-attack
+
+# The host against sealed volumes: disks to attack, one larger than the machine's memory, one to swap to, and sixty-four small ones.
+ATTACKED := -memory 1024 $(addprefix -disk=,64M 64M 64M 3G 256M $(foreach i,$(shell seq 64),8M))
+
+.PHONY: test-attack
+test-attack: build/vmrun build/testbed build/kernel/vmlinux ## attack sealed volumes, in a virtual machine; RUN=name for some attacks
+	$(GO) test -count=1 -v -tags vm -exec '$(BUILD)/vmrun $(ATTACKED)' $(if $(RUN),-run '$(RUN)') ./integration/attack
 
 # A node: a machine that can run virtual machines. One processor, and another machine if it dies: nested
 # virtualisation in an emulator has faults of its own.
