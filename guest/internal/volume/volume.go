@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -12,13 +11,11 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 
 	sealvolv1 "github.com/sealvol/sealvol/guest/api/v1"
 	"github.com/sealvol/sealvol/guest/internal/devmapper"
 	"github.com/sealvol/sealvol/guest/internal/keyring"
 	"github.com/sealvol/sealvol/guest/internal/pci"
-	"github.com/sealvol/sealvol/guest/internal/tagstore"
 	"github.com/sealvol/sealvol/policy"
 )
 
@@ -181,16 +178,10 @@ func (m *Manager) seal(ctx context.Context, v *volume) error {
 	made := startMaking(ctx, m.kernel.systems, v.bytes)
 	defer made.close()
 	v.label = strings.ToLower(rand.Text()[:5])
-	store, err := m.kernel.tags(ctx, v.bytes)
-	if err != nil {
+	if err := m.addCut(ctx, v); err != nil {
 		return err
 	}
-	v.tags = store
-	v.kept.push(func(context.Context) error { return store.Close() })
-	if err := m.addIntegrity(ctx, v); err != nil {
-		return err
-	}
-	if err := m.addFirstCrypt(ctx, v); err != nil {
+	if err := v.plan.layering.create(ctx, m, v); err != nil {
 		return err
 	}
 	if err := made.copyTo(ctx, v.crypt.Node()); err != nil {
@@ -209,10 +200,10 @@ func (m *Manager) reopen(ctx context.Context, v *volume) error {
 	if v.disk.Bytes < v.bytes {
 		return fmt.Errorf("the disk has %d bytes, the volume %d: %w", v.disk.Bytes, v.bytes, errdefs.ErrFailedPrecondition)
 	}
-	if err := m.addIntegrity(ctx, v); err != nil {
+	if err := m.addCut(ctx, v); err != nil {
 		return err
 	}
-	if err := m.addCrypt(ctx, v, v.suite, v.key); err != nil {
+	if err := v.plan.layering.open(ctx, m, v); err != nil {
 		return err
 	}
 	err = m.addMount(ctx, v)
@@ -231,21 +222,9 @@ func (m *Manager) takeDisk(ctx context.Context, v *volume) (_ closer, err error)
 	return m.kernel.disks.Hold(ctx, v.disk)
 }
 
-// addIntegrity makes the two lower mappings.
-func (m *Manager) addIntegrity(ctx context.Context, v *volume) (err error) {
-	if v.linear, err = m.add(ctx, v, "_cut", devmapper.Linear{Device: v.disk.Number}); err != nil {
-		return err
-	}
-	v.integrity, err = m.add(ctx, v, "_dif", devmapper.Integrity{
-		Data:       v.linear.Number,
-		Meta:       v.tags.Number(),
-		TagBytes:   tagstore.TagBytes,
-		BlockBytes: tagstore.BlockBytes,
-		// The journal is not used but has a place.
-		JournalSectors: 64,
-		// Tags are read and written by pages, so that scattered writes take as little memory as the store can give.
-		BufferSectors: tagstore.BlockBytes / devmapper.SectorBytes,
-	})
+// addCut makes the lowest mapping: what the policy wants of the disk.
+func (m *Manager) addCut(ctx context.Context, v *volume) (err error) {
+	v.linear, err = m.add(ctx, v, "_cut", devmapper.Linear{Device: v.disk.Number})
 	return err
 }
 
@@ -258,46 +237,6 @@ func (m *Manager) add(ctx context.Context, v *volume, suffix string, target devm
 	}
 	v.layers.push(func(ctx context.Context) error { return m.kernel.mapper.Remove(ctx, name) })
 	return device, nil
-}
-
-// addFirstCrypt takes the first suite that the kernel has, and makes the volume's key.
-func (m *Manager) addFirstCrypt(ctx context.Context, v *volume) error {
-	for _, s := range v.plan.suites {
-		key, err := keyring.New(s.keyBytes)
-		if err != nil {
-			return err
-		}
-		err = m.addCrypt(ctx, v, s, key)
-		if err == nil {
-			v.suite, v.key = s, key
-			v.kept.push(func(context.Context) error { return key.Destroy() })
-			return nil
-		}
-		if destroyErr := key.Destroy(); destroyErr != nil {
-			return oneLine(err, destroyErr)
-		}
-		// The kernel looked for the algorithm, in modules too, and has none. No other question gets as good an answer: /proc/crypto
-		// lists what was used before. Any other error is a fault, and no reason to take a lesser suite.
-		if !errors.Is(err, unix.ENOENT) {
-			return err
-		}
-	}
-	return fmt.Errorf("the guest's kernel has none of the suites %q: %w", v.spec.Suites, errdefs.ErrFailedPrecondition)
-}
-
-func (m *Manager) addCrypt(ctx context.Context, v *volume, s suite, key *keyring.Key) error {
-	description := "sealvol:" + v.label
-	return m.kernel.lend(key, description, func() (err error) {
-		v.crypt, err = m.add(ctx, v, "", devmapper.Crypt{
-			Cipher:      s.cipher,
-			KeyBytes:    s.keyBytes,
-			Description: description,
-			Device:      v.integrity.Number,
-			TagBytes:    tagstore.TagBytes,
-			BlockBytes:  tagstore.BlockBytes,
-		})
-		return err
-	})
 }
 
 func (m *Manager) addMount(ctx context.Context, v *volume) error {

@@ -54,7 +54,7 @@ func TestSealsFromTheDiskUpAndClosesFromTheMountDown(t *testing.T) {
 	w.log = slices.DeleteFunc(w.log, func(s string) bool { return strings.HasSuffix(s, "image") })
 	w.up("used")
 	mustRelease(t, m)
-	if got, want := strings.Join(w.log, " "), "+hold +tags +cut +dif +crypt +mount -hold +used -mount -crypt -dif -cut"; got != want {
+	if got, want := strings.Join(w.log, " "), "+hold +cut +tags +dif +crypt +mount -hold +used -mount -crypt -dif -cut"; got != want {
 		t.Errorf("steps\n%s, want\n%s", got, want)
 	}
 	w.down("used")
