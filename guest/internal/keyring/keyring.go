@@ -21,8 +21,10 @@ type Key struct {
 	memory []byte // nil after Destroy
 }
 
-// New makes a random key of size bytes.
-func New(size int) (*Key, error) {
+// New makes a random key of size bytes. The error is errdefs.ErrUnavailable while the kernel's random generator is not seeded.
+func New(size int) (*Key, error) { return newKey(size, unix.Getrandom) }
+
+func newKey(size int, random func([]byte, int) (int, error)) (*Key, error) {
 	if size <= 0 {
 		return nil, fmt.Errorf("key of %d bytes: %w", size, errdefs.ErrInvalidArgument)
 	}
@@ -31,13 +33,13 @@ func New(size int) (*Key, error) {
 		return nil, fmt.Errorf("memory for a key: %w", err)
 	}
 	k := &Key{size: size, memory: memory}
-	if err := k.fill(); err != nil {
+	if err := k.fill(random); err != nil {
 		return nil, errors.Join(err, k.Destroy())
 	}
 	return k, nil
 }
 
-func (k *Key) fill() error {
+func (k *Key) fill(random func([]byte, int) (int, error)) error {
 	if err := unix.Mlock(k.memory); err != nil {
 		return fmt.Errorf("lock a key's memory: %w", err)
 	}
@@ -45,10 +47,13 @@ func (k *Key) fill() error {
 		return fmt.Errorf("keep a key out of core dumps: %w", err)
 	}
 	for filled := 0; filled < k.size; {
-		// Without flags this waits until the generator is seeded; what it gives is never less than that.
-		n, err := unix.Getrandom(k.memory[filled:], 0)
+		// Once this succeeds the generator is seeded for good, also for the nonces that dm-crypt takes from it without asking.
+		n, err := random(k.memory[filled:], unix.GRND_NONBLOCK)
 		if errors.Is(err, unix.EINTR) {
 			continue
+		}
+		if errors.Is(err, unix.EAGAIN) {
+			return fmt.Errorf("the guest's random generator is not seeded yet, give its VM a virtio-rng device: %w", errdefs.ErrUnavailable)
 		}
 		if err != nil {
 			return fmt.Errorf("random key: %w", err)

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 func TestKeysAreRandomAndGoneAfterDestroy(t *testing.T) {
@@ -34,5 +35,37 @@ func TestKeysAreRandomAndGoneAfterDestroy(t *testing.T) {
 	}
 	if _, err := New(0); !errdefs.IsInvalidArgument(err) {
 		t.Error(err)
+	}
+}
+
+func TestAnUnseededGeneratorIsAnError(t *testing.T) {
+	t.Parallel()
+	_, err := newKey(32, func(_ []byte, flags int) (int, error) {
+		if flags&unix.GRND_NONBLOCK == 0 {
+			t.Error("waits for a host that may give no entropy at all")
+		}
+		return 0, unix.EAGAIN
+	})
+	if !errdefs.IsUnavailable(err) {
+		t.Errorf("made a key of nothing random: %v", err)
+	}
+}
+
+func TestAKeyIsFilledWhateverTheGeneratorGivesAtOnce(t *testing.T) {
+	t.Parallel()
+	calls := 0
+	key, err := newKey(32, func(b []byte, _ int) (int, error) {
+		if calls++; calls == 2 {
+			return 0, unix.EINTR
+		}
+		b[0] = byte(calls)
+		return 1, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer key.Destroy()
+	if bytes.Contains(key.memory, []byte{0}) || calls != 33 {
+		t.Errorf("after %d calls: %x", calls, key.memory)
 	}
 }

@@ -48,7 +48,7 @@ func newWorld(t *testing.T) (*Manager, *world) {
 		before:  map[string]func(){},
 		missing: map[string]bool{},
 	}
-	return newManager("/volumes", slog.New(slog.NewTextHandler(t.Output(), nil)), kernel{disks: w, mapper: w, tags: w.tags, lend: w.lend, systems: w}), w
+	return newManager("/volumes", slog.New(slog.NewTextHandler(t.Output(), nil)), kernel{disks: w, mapper: w, tags: w.tags, lend: w.lend, driver: w.driver, systems: w}), w
 }
 
 var errInjected = errors.New("injected")
@@ -176,6 +176,8 @@ func (w *world) lend(key *keyring.Key, _ string, do func() error) error {
 	w.mu.Unlock()
 	return do()
 }
+
+func (w *world) driver(cipher string) (string, error) { return "driver of " + cipher, nil }
 
 // short is a mapping's name without its label.
 func short(name string) string {

@@ -26,6 +26,7 @@ type kernel struct {
 	mapper  mapper
 	tags    func(ctx context.Context, dataBytes uint64) (tags, error)
 	lend    func(key *keyring.Key, description string, do func() error) error
+	driver  func(cipher string) (string, error)
 	systems fileSystems
 }
 

@@ -83,6 +83,7 @@ func New(config Config) (_ *Manager, err error) {
 		mapper:  control,
 		tags:    newTags,
 		lend:    (*keyring.Key).Lend,
+		driver:  func(cipher string) (string, error) { return cipherDriver("/proc/crypto", cipher) },
 		systems: ext4{mkfs: config.Mkfs},
 	})
 	m.close = func() error { return errors.Join(place.Close(), control.Close()) }

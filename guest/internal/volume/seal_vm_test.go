@@ -287,6 +287,10 @@ func TestVMDataComesBackAndTheDiskHoldsCiphertext(t *testing.T) {
 		}
 		status := m.Status()[0]
 		t.Log(status)
+		// "aegis128-aesni", "authenc(hmac(sha256-…),xts-aes-aesni)": of what the suite is, whatever the processor has.
+		if cipher, _, _ := strings.Cut(status.Suite, "-"); !strings.Contains(status.CipherDriver, cipher) {
+			t.Errorf("suite %s has the driver %q", status.Suite, status.CipherDriver)
+		}
 		if !regexp.MustCompile(`^0 \d+ crypt capi:\S+ :(16|96):logon:sealvol:\w+ 0 253:\d+ 0 2 integrity:32:aead sector_size:4096$`).MatchString(status.Mappings[0].Table) {
 			t.Errorf("table %s", status.Mappings[0].Table)
 		}

@@ -56,8 +56,10 @@ type volume struct {
 	suite suite
 	key   *keyring.Key
 	tags  tags
-	found time.Time     // when the disk was there
-	ready time.Duration // from then to the mount
+	// Of the suite's cipher, as /proc/crypto has it.
+	driver string
+	found  time.Time     // when the disk was there
+	ready  time.Duration // from then to the mount
 
 	// While it is open.
 	layers                   layers
@@ -329,6 +331,7 @@ func (v *volume) status(m mapper) *sealvolv1.Volume {
 	status.State = string(v.state.Load())
 	status.SizeBytes = v.bytes
 	status.Suite = string(v.suite.name)
+	status.CipherDriver = v.driver
 	if v.cause != nil {
 		status.Error = v.cause.Error()
 	}

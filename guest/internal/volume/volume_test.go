@@ -614,6 +614,7 @@ func TestStatus(t *testing.T) {
 	name := m.volumes["v"].crypt.Name
 	want := &sealvolv1.Volume{
 		Name: "v", State: "open", Layering: "memory-tags", Suite: "aegis128-random", FsType: "ext4", SizeBytes: 1 << 30, Device: "vda", PciPath: "02/01",
+		CipherDriver: "driver of capi:aegis128-random",
 		Mappings: []*sealvolv1.Mapping{
 			{Name: name, Number: "253:2", Table: "table of crypt", SizeBytes: 1 << 30},
 			{Name: name + "_dif", Number: "253:2", Table: "table of dif", SizeBytes: 1 << 30},
