@@ -10,6 +10,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -24,7 +25,12 @@ const (
 	BlockBytes = 4096
 	// overhead is room for dm-integrity's superblock and journal and for the rounding of both.
 	overhead = 16 << 20
+	// superblockAndJournal is what dm-integrity really has in front of the tags, rounded up.
+	superblockAndJournal = 1 << 20
 )
+
+// MaxBytes is the most that the tags of a data device of a size can take, in bytes: 1/128.
+func MaxBytes(dataBytes uint64) uint64 { return (dataBytes + BlockBytes - 1) / BlockBytes * TagBytes }
 
 // Store is the tag store of one volume.
 type Store struct {
@@ -35,7 +41,7 @@ type Store struct {
 // New makes an empty store for a data device of the given size in bytes. The error is errdefs.ErrFailedPrecondition when the
 // kernel's tmpfs cannot keep its pages from being swapped out (before Linux 6.4).
 func New(ctx context.Context, dataBytes uint64) (*Store, error) {
-	size := (dataBytes+BlockBytes-1)/BlockBytes*TagBytes + overhead
+	size := MaxBytes(dataBytes) + overhead
 	file, err := newFile(size)
 	if err != nil {
 		return nil, fmt.Errorf("memory for integrity tags: %w", err)
@@ -82,6 +88,39 @@ func newFile(size uint64) (*os.File, error) {
 		return nil, fmt.Errorf("grow file: %w", err)
 	}
 	return file, nil
+}
+
+// Preallocate takes all the memory that the tags of the data device can need, so that no write can want for it later. The error is
+// errdefs.ErrFailedPrecondition when the guest has less than that to spare.
+func (s *Store) Preallocate(dataBytes uint64) error {
+	// The kernel would end processes, us perhaps, before it refused.
+	available, err := availableMemory("/proc/meminfo")
+	if err != nil {
+		return fmt.Errorf("memory for integrity tags: %w", err)
+	}
+	need := MaxBytes(dataBytes) + superblockAndJournal
+	if need > available {
+		return fmt.Errorf("its integrity tags need %d bytes of memory beforehand, the guest has %d: %w", need, available, errdefs.ErrFailedPrecondition)
+	}
+	if err := unix.Fallocate(int(s.file.Fd()), 0, 0, int64(need)); err != nil {
+		return fmt.Errorf("memory for integrity tags: fallocate %d bytes: %w", need, err)
+	}
+	return nil
+}
+
+// availableMemory is what the kernel can give without swapping, in bytes. file is /proc/meminfo.
+func availableMemory(file string) (uint64, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		var kib uint64
+		if _, err := fmt.Sscanf(line, "MemAvailable: %d kB", &kib); err == nil {
+			return kib << 10, nil
+		}
+	}
+	return 0, fmt.Errorf("%s has no MemAvailable: %w", file, errdefs.ErrFailedPrecondition)
 }
 
 // Number is the device number of the store.

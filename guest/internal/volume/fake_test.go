@@ -160,6 +160,7 @@ func (t *thing) Close() error {
 	return nil
 }
 
+func (t *thing) Preallocate(uint64) error   { return t.w.step(context.Background(), "preallocate") }
 func (t *thing) Number() blockdev.Number    { return blockdev.Number{Major: 7} }
 func (t *thing) Allocated() (uint64, error) { return 4096, nil }
 

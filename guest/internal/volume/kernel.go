@@ -49,6 +49,7 @@ type mapper interface {
 }
 
 type tags interface {
+	Preallocate(dataBytes uint64) error
 	Number() blockdev.Number
 	Allocated() (uint64, error)
 	Close() error

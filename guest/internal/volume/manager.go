@@ -140,10 +140,11 @@ func (m *Manager) Release(ctx context.Context, container string) error {
 	})
 }
 
-// Attach attaches a volume's mount at the returned path, until as many Detach have been called as Attach.
-func (m *Manager) Attach(name string) (dir string, err error) {
+// Attach attaches a volume's mount at the returned path, until as many Detach have been called as Attach. Like Detach and Number it waits, until
+// ctx ends, for what else happens to the volume, and not for its disk.
+func (m *Manager) Attach(ctx context.Context, name string) (dir string, err error) {
 	dir = filepath.Join(m.dir, name)
-	return dir, m.withOpen(name, func(v *volume) error {
+	return dir, m.withOpen(ctx, name, func(v *volume) error {
 		if v.attached == 0 {
 			if err := v.mount.Attach(dir); err != nil {
 				return err
@@ -155,8 +156,8 @@ func (m *Manager) Attach(name string) (dir string, err error) {
 }
 
 // Detach takes a volume's mount from its path. What the agent bound from there into a container stays.
-func (m *Manager) Detach(name string) error {
-	return m.withOpen(name, func(v *volume) error {
+func (m *Manager) Detach(ctx context.Context, name string) error {
+	return m.withOpen(ctx, name, func(v *volume) error {
 		if v.attached == 0 {
 			return fmt.Errorf("it is not attached: %w", errdefs.ErrFailedPrecondition)
 		}
@@ -171,8 +172,8 @@ func (m *Manager) Detach(name string) error {
 }
 
 // Number is the device number of a volume's file system, as a container's mountinfo shows it.
-func (m *Manager) Number(name string) (major, minor uint32, err error) {
-	err = m.withOpen(name, func(v *volume) error {
+func (m *Manager) Number(ctx context.Context, name string) (major, minor uint32, err error) {
+	err = m.withOpen(ctx, name, func(v *volume) error {
 		major, minor = v.crypt.Number.Major, v.crypt.Number.Minor
 		return nil
 	})
@@ -180,14 +181,14 @@ func (m *Manager) Number(name string) (major, minor uint32, err error) {
 }
 
 // withOpen calls do for a volume that is open, while nothing else happens to it.
-func (m *Manager) withOpen(name string, do func(*volume) error) error {
+func (m *Manager) withOpen(ctx context.Context, name string, do func(*volume) error) error {
 	m.mu.Lock()
 	v, ok := m.volumes[name]
 	m.mu.Unlock()
 	if !ok {
 		return fmt.Errorf("no volume %q: %w", name, errdefs.ErrNotFound)
 	}
-	if err := v.lock(context.Background()); err != nil {
+	if err := v.lock(ctx); err != nil {
 		return err
 	}
 	defer v.unlock()

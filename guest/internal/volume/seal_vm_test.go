@@ -133,12 +133,12 @@ func release(t *testing.T, m *Manager, container string) {
 // at calls do with the folder where a volume is attached meanwhile.
 func at(t *testing.T, m *Manager, name string, do func(dir string)) {
 	t.Helper()
-	dir, err := m.Attach(name)
+	dir, err := m.Attach(t.Context(), name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
-		if err := m.Detach(name); err != nil {
+		if err := m.Detach(context.WithoutCancel(t.Context()), name); err != nil {
 			t.Fatal(err)
 		}
 	}()
@@ -560,7 +560,7 @@ func TestVMTheEndOfTheContextLeavesNothing(t *testing.T) {
 func TestVMNoPathLeadsToADetachedVolume(t *testing.T) {
 	m := newVM(t)
 	seal(t, m, "v", 0)
-	major, minor, err := m.Number("v")
+	major, minor, err := m.Number(t.Context(), "v")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -535,6 +535,41 @@ func TestRefusesWhatIsNotSupported(t *testing.T) {
 	}
 }
 
+func TestTagsThatMayOutgrowTheirBoundAreRefusedBeforehand(t *testing.T) {
+	t.Parallel()
+	m, w := newWorld(t)
+	s := spec()
+	const need = 1 << 30 / 128
+	s.MaxTagMemory = need - 1
+	err := m.Acquire(t.Context(), "c", "v", s, path(t, "02/01"))
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), fmt.Sprint(need)) || !strings.Contains(err.Error(), fmt.Sprint(need-1)) {
+		t.Errorf("want both numbers: %v", err)
+	}
+	if left := w.left(); left != "" {
+		t.Errorf("left: %s", left)
+	}
+	s.MaxTagMemory = need
+	if err := m.Acquire(t.Context(), "c", "w", s, path(t, "02/01")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTagsThatCannotBeAllocatedBeforehandLeaveNothing(t *testing.T) {
+	t.Parallel()
+	m, w := newWorld(t)
+	mustAcquire(t, m, "02/01") // whose policy does not ask for it
+	w.failAt("preallocate", errInjected)
+	w.plug("02/02", "vdb", 1<<30, 2)
+	s := spec()
+	s.PreallocateTags = true
+	if err := m.Acquire(t.Context(), "c", "w", s, path(t, "02/02")); !errors.Is(err, errInjected) {
+		t.Error(err)
+	}
+	if left := w.left(); left != everything || w.live["tags"] != 1 {
+		t.Errorf("left: %s", left)
+	}
+}
+
 func TestRefusesNamesThatLeadElsewhere(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"", ".", "..", "../v", "a/b", "/v"} {
@@ -577,33 +612,56 @@ func TestVolumesDoNotWaitForOneAnother(t *testing.T) {
 func TestOnlyAnOpenVolumeCanBeAttached(t *testing.T) {
 	t.Parallel()
 	m, _ := newWorld(t)
-	if _, err := m.Attach("v"); !errdefs.IsNotFound(err) {
+	if _, err := m.Attach(t.Context(), "v"); !errdefs.IsNotFound(err) {
 		t.Error(err)
 	}
 	mustAcquire(t, m, "02/01")
 	mounted := m.volumes["v"].mount.(*fakeMount)
 	for range 2 { // a container may have a volume at two paths
-		if dir, err := m.Attach("v"); err != nil || dir != "/volumes/v" || mounted.dir != dir {
+		if dir, err := m.Attach(t.Context(), "v"); err != nil || dir != "/volumes/v" || mounted.dir != dir {
 			t.Errorf("%q, %v, attached at %q", dir, err, mounted.dir)
 		}
 	}
-	if major, minor, err := m.Number("v"); err != nil || major != 253 || minor != 2 {
+	if major, minor, err := m.Number(t.Context(), "v"); err != nil || major != 253 || minor != 2 {
 		t.Errorf("%d:%d, %v", major, minor, err)
 	}
 	for _, want := range []string{"/volumes/v", ""} {
-		if err := m.Detach("v"); err != nil || mounted.dir != want {
+		if err := m.Detach(t.Context(), "v"); err != nil || mounted.dir != want {
 			t.Errorf("%v, attached at %q", err, mounted.dir)
 		}
 	}
-	if err := m.Detach("v"); !errdefs.IsFailedPrecondition(err) {
+	if err := m.Detach(t.Context(), "v"); !errdefs.IsFailedPrecondition(err) {
 		t.Error(err)
 	}
 	mustRelease(t, m)
-	if _, err := m.Attach("v"); !errdefs.IsFailedPrecondition(err) {
+	if _, err := m.Attach(t.Context(), "v"); !errdefs.IsFailedPrecondition(err) {
 		t.Error(err)
 	}
-	if _, _, err := m.Number("v"); !errdefs.IsFailedPrecondition(err) {
+	if _, _, err := m.Number(t.Context(), "v"); !errdefs.IsFailedPrecondition(err) {
 		t.Error(err)
+	}
+}
+
+// While a volume is busy for as long as its disk likes, the gate, which holds every path of the sandbox meanwhile, must be able to give up.
+func TestNobodyWaitsForABusyVolumeForEver(t *testing.T) {
+	t.Parallel()
+	m, _ := newWorld(t)
+	mustAcquire(t, m, "02/01")
+	busy := m.volumes["v"]
+	if err := busy.lock(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer busy.unlock()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, call := range map[string]func() error{
+		"attach": func() error { _, err := m.Attach(ctx, "v"); return err },
+		"detach": func() error { return m.Detach(ctx, "v") },
+		"number": func() error { _, _, err := m.Number(ctx, "v"); return err },
+	} {
+		if err := call(); !errdefs.IsUnavailable(err) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
