@@ -64,6 +64,9 @@ build: ## build the four programs into bin/
 	@$(STEP) 'bin/sealvol-guest' $(GO) build $(RELEASE) -o bin/sealvol-guest ./guest
 	@$(STEP) 'bin/sealvol' $(GO) build $(RELEASE) -o bin/sealvol ./contrib/sealvol
 
+build/testbed: always
+	@$(STEP) 'build/testbed' $(GO) build $(RELEASE) -o $@ ./guest/testbed
+
 # --- images -------------------------------------------------------------------
 
 # Other builds of Kata: KATA_AGENT and KATA_KERNEL name files, KATA_MODULES the folder with lib/modules of

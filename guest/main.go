@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	sealvolv1 "github.com/sealvol/sealvol/guest/api/v1"
 	"github.com/sealvol/sealvol/guest/internal/agent"
@@ -79,7 +78,7 @@ func version() string {
 }
 
 func serve() (err error) {
-	if err := harden(); err != nil {
+	if err := exposure.ForbidDumps(); err != nil {
 		return err
 	}
 	cfg, err := loadConfig(configFile)
@@ -156,17 +155,6 @@ func run(ctx context.Context, kata *agent.Agent, g *gate.Gate, c control.Service
 		}
 	})
 	return group.Wait()
-}
-
-// harden keeps our memory, where keys are, out of core dumps and from other processes.
-func harden() error {
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("forbid memory dumps: %w", err)
-	}
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return fmt.Errorf("forbid core files: %w", err)
-	}
-	return nil
 }
 
 func loadDefault(ctx context.Context, file string) (*policy.Policy, error) {

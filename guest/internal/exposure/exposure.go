@@ -1,5 +1,6 @@
 // Package exposure finds what would open the guest beside the gate: kernel parameters meant
-// for the agent, other listeners on vsock ports, swap.
+// for the agent, other listeners on vsock ports, swap. What can be closed from inside, the
+// service's own memory, it closes.
 package exposure
 
 import (
@@ -9,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // opening are the agent's kernel parameters that open a console, a port, another address or
@@ -61,6 +63,18 @@ func Swap(file string) error {
 	// The first line is the table's head.
 	if lines := strings.Split(strings.TrimSpace(string(swaps)), "\n"); len(lines) > 1 {
 		return fmt.Errorf("the guest has swap, turn it off in its image: %w", errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// ForbidDumps keeps this process's memory, where keys are, out of core dumps and from other
+// processes.
+func ForbidDumps() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("forbid memory dumps: %w", err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("forbid core files: %w", err)
 	}
 	return nil
 }
