@@ -121,10 +121,10 @@ func check(ctx context.Context, f *os.File, disk pci.Device) error {
 }
 
 // ext4 makes and mounts file systems.
-type ext4 struct{ mkfs string }
+type ext4 struct{ tools filesystem.Tools }
 
 func (e ext4) Make(ctx context.Context, size uint64) (image, error) {
-	made, err := filesystem.Make(ctx, e.mkfs, size)
+	made, err := filesystem.Ext4.Make(ctx, e.tools, size)
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +132,7 @@ func (e ext4) Make(ctx context.Context, size uint64) (image, error) {
 }
 
 func (e ext4) Mount(ctx context.Context, device devmapper.Device, options filesystem.Options) (mount, error) {
-	mounted, err := filesystem.Open(ctx, device.Link(), device.Node(), device.Number, options)
+	mounted, err := filesystem.Ext4.Open(ctx, device.Link(), device.Node(), device.Number, options)
 	if err != nil {
 		return nil, err
 	}

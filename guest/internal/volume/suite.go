@@ -78,8 +78,8 @@ func (p plan) length(disk uint64) (uint64, error) {
 	}
 	length := min(disk, p.max)
 	length -= length % policy.BlockSize
-	if length < filesystem.MinBytes {
-		return 0, fmt.Errorf("%d bytes are too few for a file system, which needs %d: %w", length, filesystem.MinBytes, errdefs.ErrFailedPrecondition)
+	if least := filesystem.Ext4.MinBytes(); length < least {
+		return 0, fmt.Errorf("%d bytes are too few for ext4, which needs %d: %w", length, least, errdefs.ErrFailedPrecondition)
 	}
 	return length, nil
 }
