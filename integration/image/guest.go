@@ -27,7 +27,7 @@ var guestModules = strings.Fields(`
 	virtio_pci virtio_console virtio_net virtio_blk virtio_scsi sd_mod virtio_rng
 	9pnet_virtio 9p virtiofs overlay
 	vmw_vsock_virtio_transport vsock_diag
-	dm_mod dm_crypt dm_integrity loop ext4
+	dm_mod dm_crypt dm_integrity loop ext4 xfs
 	aesni_intel sha256_ssse3 aegis128_aesni
 	authenc xts aegis128 hmac sha256_generic cbc ctr`)
 
@@ -42,6 +42,7 @@ func (g Guest) Tree() (*Tree, error) {
 		"/init":               g.Service,
 		"/usr/bin/kata-agent": g.Agent,
 		"/usr/sbin/mkfs.ext4": "/usr/sbin/mkfs.ext4",
+		"/usr/sbin/mkfs.xfs":  "/usr/sbin/mkfs.xfs",
 		"/usr/sbin/runc":      "/usr/sbin/runc", // for the agent of the tests; the real one does without
 		"/bin/busybox":        "/bin/busybox",
 	} {

@@ -36,7 +36,9 @@ type world struct {
 	missing map[string]bool       // ciphers that the kernel does not have
 	loaded  []devmapper.Crypt
 	options []filesystem.Options
-	made    []uint64 // sizes
+	systems []filesystem.Type // made and mounted
+	groups  []uint32          // set, one for each mount
+	made    []uint64          // sizes
 	keys    []*keyring.Key
 }
 
@@ -219,12 +221,13 @@ func (w *world) Remove(ctx context.Context, name string) error {
 func (w *world) Table(name string) (string, error) { return "table of " + short(name), nil }
 func (w *world) Status(string) (string, error)     { return "3 8 -", nil }
 
-func (w *world) Make(ctx context.Context, size uint64) (image, error) {
+func (w *world) Make(ctx context.Context, fs filesystem.Type, size uint64) (image, error) {
 	if err := w.step(ctx, "make"); err != nil {
 		return nil, err
 	}
 	w.mu.Lock()
 	w.made = append(w.made, size)
+	w.systems = append(w.systems, fs)
 	w.mu.Unlock()
 	return fakeImage{w.thing("image")}, nil
 }
@@ -233,12 +236,13 @@ type fakeImage struct{ *thing }
 
 func (i fakeImage) CopyTo(ctx context.Context, node string) error { return i.w.step(ctx, "copy") }
 
-func (w *world) Mount(ctx context.Context, _ devmapper.Device, options filesystem.Options) (mount, error) {
+func (w *world) Mount(ctx context.Context, fs filesystem.Type, _ devmapper.Device, options filesystem.Options) (mount, error) {
 	if err := w.step(ctx, "mount"); err != nil {
 		return nil, err
 	}
 	w.mu.Lock()
 	w.options = append(w.options, options)
+	w.systems = append(w.systems, fs)
 	w.mu.Unlock()
 	w.up("mount")
 	return &fakeMount{w: w}, nil
@@ -252,6 +256,13 @@ type fakeMount struct {
 
 func (m *fakeMount) Attach(dir string) error { m.dir = dir; return nil }
 func (m *fakeMount) Detach() error           { m.dir = ""; return nil }
+
+func (m *fakeMount) SetGroup(ctx context.Context, gid uint32, _ filesystem.ChangePolicy) error {
+	m.w.mu.Lock()
+	m.w.groups = append(m.w.groups, gid)
+	m.w.mu.Unlock()
+	return m.w.step(ctx, "group")
+}
 
 func (m *fakeMount) Close(ctx context.Context) error {
 	if m.closed {

@@ -56,8 +56,8 @@ type tags interface {
 }
 
 type fileSystems interface {
-	Make(ctx context.Context, size uint64) (image, error)
-	Mount(ctx context.Context, device devmapper.Device, options filesystem.Options) (mount, error)
+	Make(ctx context.Context, fs filesystem.Type, size uint64) (image, error)
+	Mount(ctx context.Context, fs filesystem.Type, device devmapper.Device, options filesystem.Options) (mount, error)
 }
 
 type image interface {
@@ -68,6 +68,7 @@ type image interface {
 type mount interface {
 	Attach(dir string) error
 	Detach() error
+	SetGroup(ctx context.Context, gid uint32, policy filesystem.ChangePolicy) error
 	Close(ctx context.Context) error
 }
 
@@ -122,19 +123,19 @@ func check(ctx context.Context, f *os.File, disk pci.Device) error {
 	return blockdev.WaitUnused(ctx, disk.Node(), disk.Number)
 }
 
-// ext4 makes and mounts file systems.
-type ext4 struct{ mkfs string }
+// mkfs makes file systems with the tools of the image, and mounts them.
+type mkfs struct{ tools filesystem.Tools }
 
-func (e ext4) Make(ctx context.Context, size uint64) (image, error) {
-	made, err := filesystem.Make(ctx, e.mkfs, size)
+func (k mkfs) Make(ctx context.Context, fs filesystem.Type, size uint64) (image, error) {
+	made, err := fs.Make(ctx, k.tools, size)
 	if err != nil {
 		return nil, err
 	}
 	return made, nil
 }
 
-func (e ext4) Mount(ctx context.Context, device devmapper.Device, options filesystem.Options) (mount, error) {
-	mounted, err := filesystem.Open(ctx, device.Link(), device.Node(), device.Number, options)
+func (mkfs) Mount(ctx context.Context, fs filesystem.Type, device devmapper.Device, options filesystem.Options) (mount, error) {
+	mounted, err := fs.Open(ctx, device.Link(), device.Node(), device.Number, options)
 	if err != nil {
 		return nil, err
 	}

@@ -43,8 +43,8 @@ import (
 // Config is what a Manager needs.
 type Config struct {
 	Dir         string // a folder of the service's own; volumes are attached at Dir/volumes/NAME
-	Mkfs        string // path of mkfs.ext4
-	AllowKernel bool   // the image's maker says that its kernel has the fixes that checkKernel looks for
+	Tools       filesystem.Tools
+	AllowKernel bool // the image's maker says that its kernel has the fixes that checkKernel looks for
 	Log         *slog.Logger
 }
 
@@ -84,7 +84,7 @@ func New(config Config) (_ *Manager, err error) {
 		tags:    newTags,
 		lend:    (*keyring.Key).Lend,
 		driver:  func(cipher string) (string, error) { return cipherDriver("/proc/crypto", cipher) },
-		systems: ext4{mkfs: config.Mkfs},
+		systems: mkfs{tools: config.Tools},
 	})
 	m.close = func() error { return errors.Join(place.Close(), control.Close()) }
 	return m, nil

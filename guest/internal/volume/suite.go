@@ -31,6 +31,7 @@ var suites = map[policy.Suite]suite{
 type plan struct {
 	layering layering
 	suites   []suite // best first
+	fs       filesystem.Type
 	options  filesystem.Options
 	min      uint64 // bytes
 	max      uint64 // bytes
@@ -58,10 +59,11 @@ func newPlan(spec policy.Volume) (plan, error) {
 	if !ok {
 		return plan{}, fmt.Errorf("layering %q is not supported yet: %w", spec.Layering, errdefs.ErrFailedPrecondition)
 	}
-	if spec.FSType != policy.Ext4 {
-		return plan{}, fmt.Errorf("file system %q is not supported yet: %w", spec.FSType, errdefs.ErrFailedPrecondition)
+	fs, ok := fileSystemTypes[spec.FSType]
+	if !ok {
+		return plan{}, fmt.Errorf("file system %q is not supported: %w", spec.FSType, errdefs.ErrFailedPrecondition)
 	}
-	p := plan{layering: layering, min: spec.Size.Min, max: spec.Size.Max}
+	p := plan{layering: layering, fs: fs, min: spec.Size.Min, max: spec.Size.Max}
 	for _, name := range spec.Suites {
 		s, ok := suites[name]
 		if !ok {
@@ -94,11 +96,13 @@ func (p plan) length(disk uint64) (uint64, error) {
 	}
 	length := min(disk, p.max)
 	length -= length % policy.BlockSize
-	if length < filesystem.MinBytes {
-		return 0, fmt.Errorf("%d bytes are too few for a file system, which needs %d: %w", length, filesystem.MinBytes, errdefs.ErrFailedPrecondition)
+	if least := p.fs.MinBytes(); length < least {
+		return 0, fmt.Errorf("%d bytes are too few for %v, which needs %d: %w", length, p.fs, least, errdefs.ErrFailedPrecondition)
 	}
 	return length, nil
 }
+
+var fileSystemTypes = map[policy.FSType]filesystem.Type{policy.Ext4: filesystem.Ext4, policy.XFS: filesystem.XFS}
 
 var attributes = map[policy.Option]int{
 	policy.NoSUID:      unix.MOUNT_ATTR_NOSUID,

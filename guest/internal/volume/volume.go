@@ -14,6 +14,7 @@ import (
 
 	sealvolv1 "github.com/sealvol/sealvol/guest/api/v1"
 	"github.com/sealvol/sealvol/guest/internal/devmapper"
+	"github.com/sealvol/sealvol/guest/internal/filesystem"
 	"github.com/sealvol/sealvol/guest/internal/keyring"
 	"github.com/sealvol/sealvol/guest/internal/pci"
 	"github.com/sealvol/sealvol/policy"
@@ -177,7 +178,7 @@ func (m *Manager) seal(ctx context.Context, v *volume) error {
 	if v.bytes, err = v.plan.length(v.disk.Bytes); err != nil {
 		return err
 	}
-	made := startMaking(ctx, m.kernel.systems, v.bytes)
+	made := startMaking(ctx, m.kernel.systems, v.plan.fs, v.bytes)
 	defer made.close()
 	v.label = strings.ToLower(rand.Text()[:5])
 	if err := m.addCut(ctx, v); err != nil {
@@ -242,12 +243,17 @@ func (m *Manager) add(ctx context.Context, v *volume, suffix string, target devm
 }
 
 func (m *Manager) addMount(ctx context.Context, v *volume) error {
-	mounted, err := m.kernel.systems.Mount(ctx, v.crypt, v.plan.options)
+	mounted, err := m.kernel.systems.Mount(ctx, v.plan.fs, v.crypt, v.plan.options)
 	if err != nil {
 		return err
 	}
 	v.mount = mounted
 	v.layers.push(mounted.Close)
+	if group := v.spec.FSGroup; group != nil {
+		if err := mounted.SetGroup(ctx, group.GID, filesystem.ChangePolicy(group.ChangePolicy)); err != nil {
+			return err
+		}
+	}
 	v.ready = time.Since(v.found)
 	// The last step: from here on nobody looks at the context.
 	return ctx.Err()

@@ -518,7 +518,7 @@ func TestRefusesWhatIsNotSupported(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(*policy.Volume){
 		"layering":    func(v *policy.Volume) { v.Layering = policy.LUKS2 },
-		"file system": func(v *policy.Volume) { v.FSType = "xfs" },
+		"file system": func(v *policy.Volume) { v.FSType = "btrfs" },
 		"mode":        func(v *policy.Volume) { v.Mode = "persistent" },
 		"suite":       func(v *policy.Volume) { v.Suites = append(v.Suites, "aegis128-plain64") },
 		"option":      func(v *policy.Volume) { v.Options = append(v.Options, "discard") },
@@ -532,6 +532,36 @@ func TestRefusesWhatIsNotSupported(t *testing.T) {
 				t.Errorf("%v after %v", err, w.log)
 			}
 		})
+	}
+}
+
+func TestFileSystemAndGroupAreThePolicys(t *testing.T) {
+	t.Parallel()
+	m, w := newWorld(t)
+	s := spec()
+	s.FSType, s.FSGroup = policy.XFS, &policy.FSGroup{GID: 2000, ChangePolicy: policy.OnRootMismatch}
+	for range 2 { // whoever restarts finds it so again
+		if err := m.Acquire(t.Context(), "c", "v", s, path(t, "02/01")); err != nil {
+			t.Fatal(err)
+		}
+		mustRelease(t, m)
+	}
+	if got := fmt.Sprint(w.systems, w.groups); got != "[xfs xfs xfs] [2000 2000]" {
+		t.Errorf("made and mounted, groups: %s", got)
+	}
+}
+
+func TestAGroupThatCannotBeSetLeavesNothing(t *testing.T) {
+	t.Parallel()
+	m, w := newWorld(t)
+	s := spec()
+	s.FSGroup = &policy.FSGroup{GID: 2000, ChangePolicy: policy.Always}
+	w.failAt("group", errInjected)
+	if err := m.Acquire(t.Context(), "c", "v", s, path(t, "02/01")); !errors.Is(err, errInjected) {
+		t.Error(err)
+	}
+	if left := w.left(); left != "" {
+		t.Errorf("left: %s", left)
 	}
 }
 
