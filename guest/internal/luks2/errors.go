@@ -17,6 +17,7 @@ var (
 	ErrPadding   = dataLoss("has bytes that are not zero where nothing belongs")
 	ErrCopies    = dataLoss("has two copies that differ")
 	ErrJSON      = dataLoss("has malformed JSON")
+	ErrForeign   = dataLoss("is not the one that was made")
 
 	ErrVersion           = unsupported("has another version than 2")
 	ErrHeaderSize        = unsupported("has another size than was demanded")
