@@ -2,6 +2,8 @@ package keyring
 
 import (
 	"bytes"
+	"io"
+	"os/exec"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -30,6 +32,9 @@ func TestKeysAreRandomAndGoneAfterDestroy(t *testing.T) {
 			}
 		}
 		if err := key.Lend("sealvol:test", func() error { t.Error("lent"); return nil }); !errdefs.IsFailedPrecondition(err) {
+			t.Error(err)
+		}
+		if _, err := key.Pipe(); !errdefs.IsFailedPrecondition(err) {
 			t.Error(err)
 		}
 	}
@@ -67,5 +72,42 @@ func TestAKeyIsFilledWhateverTheGeneratorGivesAtOnce(t *testing.T) {
 	defer key.Destroy()
 	if bytes.Contains(key.memory, []byte{0}) || calls != 33 {
 		t.Errorf("after %d calls: %x", calls, key.memory)
+	}
+}
+
+func TestPipeHoldsTheKeyAndEnds(t *testing.T) {
+	t.Parallel()
+	key, err := New(maxPipe)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer key.Destroy()
+	for range 2 {
+		pipe, err := key.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer pipe.Close()
+		if got, err := io.ReadAll(pipe); err != nil || !bytes.Equal(got, key.memory) {
+			t.Errorf("%d bytes of another key, %v", len(got), err)
+		}
+	}
+	pipe, err := key.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pipe.Close()
+	cat := exec.Command("cat")
+	cat.Stdin = pipe
+	if got, err := cat.Output(); err != nil || !bytes.Equal(got, key.memory) {
+		t.Errorf("a process reads %d bytes of another key, %v", len(got), err)
+	}
+	long, err := New(maxPipe + 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer long.Destroy()
+	if _, err := long.Pipe(); !errdefs.IsInvalidArgument(err) {
+		t.Error(err)
 	}
 }
