@@ -18,6 +18,7 @@ import (
 	"github.com/sealvol/sealvol/guest/internal/devmapper"
 	"github.com/sealvol/sealvol/guest/internal/filesystem"
 	"github.com/sealvol/sealvol/guest/internal/keyring"
+	"github.com/sealvol/sealvol/guest/internal/luks2"
 	"github.com/sealvol/sealvol/guest/internal/pci"
 	"github.com/sealvol/sealvol/policy"
 )
@@ -50,7 +51,7 @@ func newWorld(t *testing.T) (*Manager, *world) {
 		before:  map[string]func(){},
 		missing: map[string]bool{},
 	}
-	return newManager("/volumes", slog.New(slog.NewTextHandler(t.Output(), nil)), kernel{disks: w, mapper: w, tags: w.tags, lend: w.lend, driver: w.driver, systems: w}), w
+	return newManager("/volumes", slog.New(slog.NewTextHandler(t.Output(), nil)), kernel{disks: w, mapper: w, tags: w.tags, lend: w.lend, luks2: w.format, driver: w.driver, systems: w}), w
 }
 
 var errInjected = errors.New("injected")
@@ -178,6 +179,34 @@ func (w *world) lend(key *keyring.Key, _ string, do func() error) error {
 	w.keys = append(w.keys, key)
 	w.mu.Unlock()
 	return do()
+}
+
+// luksOverhead is what the tags take of the fake disk.
+const luksOverhead = 8 << 20
+
+func (w *world) format(ctx context.Context, data devmapper.Device, key *keyring.Key) (luksHeader, error) {
+	w.mu.Lock()
+	w.keys = append(w.keys, key)
+	w.mu.Unlock()
+	if err := w.step(ctx, "format"); err != nil {
+		return nil, err
+	}
+	return fakeHeader{w.thing("header")}, nil
+}
+
+type fakeHeader struct{ *thing }
+
+func (h fakeHeader) Open(ctx context.Context, name string, data devmapper.Device, key *keyring.Key) (luks2.Mappings, error) {
+	if err := h.w.step(ctx, "open"); err != nil {
+		return luks2.Mappings{}, err
+	}
+	h.w.up("dif")
+	h.w.up("crypt")
+	number := blockdev.Number{Major: 253, Minor: 2}
+	return luks2.Mappings{
+		Crypt:     devmapper.Device{Name: name, Number: number, Bytes: data.Bytes - luksOverhead},
+		Integrity: devmapper.Device{Name: name + "_dif", Number: number, Bytes: data.Bytes - luksOverhead},
+	}, nil
 }
 
 func (w *world) driver(cipher string) (string, error) { return "driver of " + cipher, nil }

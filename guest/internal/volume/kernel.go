@@ -16,6 +16,7 @@ import (
 	"github.com/sealvol/sealvol/guest/internal/devmapper"
 	"github.com/sealvol/sealvol/guest/internal/filesystem"
 	"github.com/sealvol/sealvol/guest/internal/keyring"
+	"github.com/sealvol/sealvol/guest/internal/luks2"
 	"github.com/sealvol/sealvol/guest/internal/pci"
 	"github.com/sealvol/sealvol/guest/internal/tagstore"
 )
@@ -26,6 +27,7 @@ type kernel struct {
 	mapper  mapper
 	tags    func(ctx context.Context, dataBytes uint64) (tags, error)
 	lend    func(key *keyring.Key, description string, do func() error) error
+	luks2   func(ctx context.Context, data devmapper.Device, key *keyring.Key) (luksHeader, error)
 	driver  func(cipher string) (string, error)
 	systems fileSystems
 }
@@ -52,6 +54,11 @@ type tags interface {
 	Preallocate(dataBytes uint64) error
 	Number() blockdev.Number
 	Allocated() (uint64, error)
+	Close() error
+}
+
+type luksHeader interface {
+	Open(ctx context.Context, name string, data devmapper.Device, key *keyring.Key) (luks2.Mappings, error)
 	Close() error
 }
 
@@ -148,6 +155,26 @@ func newTags(ctx context.Context, dataBytes uint64) (tags, error) {
 		return nil, err
 	}
 	return store, nil
+}
+
+// header is a LUKS2 header with the tool that made it.
+type header struct {
+	*luks2.Header
+	tool *luks2.Tool
+}
+
+func (h header) Open(ctx context.Context, name string, data devmapper.Device, key *keyring.Key) (luks2.Mappings, error) {
+	return h.tool.Open(ctx, name, data, h.Header, key)
+}
+
+func formatter(tool *luks2.Tool) func(context.Context, devmapper.Device, *keyring.Key) (luksHeader, error) {
+	return func(ctx context.Context, data devmapper.Device, key *keyring.Key) (luksHeader, error) {
+		made, err := tool.Format(ctx, data, key)
+		if err != nil {
+			return nil, err
+		}
+		return header{made, tool}, nil
+	}
 }
 
 // checkKernel refuses kernels before 6.8. They lack the commits 50c70240097c (CVE-2024-26763: the data may change between

@@ -36,6 +36,7 @@ import (
 	"github.com/sealvol/sealvol/guest/internal/devmapper"
 	"github.com/sealvol/sealvol/guest/internal/filesystem"
 	"github.com/sealvol/sealvol/guest/internal/keyring"
+	"github.com/sealvol/sealvol/guest/internal/luks2"
 	"github.com/sealvol/sealvol/guest/internal/pci"
 	"github.com/sealvol/sealvol/policy"
 )
@@ -44,7 +45,8 @@ import (
 type Config struct {
 	Dir         string // a folder of the service's own; volumes are attached at Dir/volumes/NAME
 	Tools       filesystem.Tools
-	AllowKernel bool // the image's maker says that its kernel has the fixes that checkKernel looks for
+	Cryptsetup  string // path; needed where a policy wants luks2
+	AllowKernel bool   // the image's maker says that its kernel has the fixes that checkKernel looks for
 	Log         *slog.Logger
 }
 
@@ -83,6 +85,7 @@ func New(config Config) (_ *Manager, err error) {
 		mapper:  control,
 		tags:    newTags,
 		lend:    (*keyring.Key).Lend,
+		luks2:   formatter(luks2.New(config.Cryptsetup, control)),
 		driver:  func(cipher string) (string, error) { return cipherDriver("/proc/crypto", cipher) },
 		systems: mkfs{tools: config.Tools},
 	})

@@ -16,6 +16,8 @@ import (
 // memoryTags is the layering of which the disk has nothing but ciphertext.
 type memoryTags struct{}
 
+func (memoryTags) length(disk uint64) uint64 { return disk }
+
 func (memoryTags) create(ctx context.Context, m *Manager, v *volume) error {
 	// Checked here and never later: a store that is full fails writes that the application was promised.
 	if need, most := tagstore.MaxBytes(v.bytes), v.spec.MaxTagMemory; most != 0 && need > most {

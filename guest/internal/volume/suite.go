@@ -40,6 +40,8 @@ type plan struct {
 // layering is what lies between what the policy wants of a disk and the file system. What it sets up goes into the volume's layers, and into
 // kept what outlives a close.
 type layering interface {
+	// length is how many bytes the file system has of so many of the disk; 0 where that is known when create has been called, and not before.
+	length(disk uint64) uint64
 	// create makes it new, with the first suite that the kernel has and a key of its own.
 	create(ctx context.Context, m *Manager, v *volume) error
 	// open sets up again what create made and a clean close took down.
@@ -48,6 +50,7 @@ type layering interface {
 
 var layerings = map[policy.Layering]layering{
 	policy.MemoryTags: memoryTags{},
+	policy.LUKS2:      diskTags{},
 }
 
 // newPlan refuses what the policy may say and this version cannot do.

@@ -51,12 +51,13 @@ type volume struct {
 	cause error // why the state is failed
 
 	// From the first seal to the end of the sandbox.
-	kept  layers
-	label string // of the mappings
-	bytes uint64
-	suite suite
-	key   *keyring.Key
-	tags  tags
+	kept   layers
+	label  string // of the mappings
+	bytes  uint64 // of the disk
+	suite  suite
+	key    *keyring.Key
+	tags   tags       // of memory-tags
+	header luksHeader // of luks2
 	// Of the suite's cipher, as /proc/crypto has it.
 	driver string
 	found  time.Time     // when the disk was there
@@ -76,6 +77,9 @@ func newVolume(name string, spec policy.Volume, p plan, log *slog.Logger) *volum
 	v.state.Store(stateNew)
 	return v
 }
+
+// mapping is the name of one of the volume's mappings.
+func (v *volume) mapping(suffix string) string { return "encrypted_disk_" + v.label + suffix }
 
 func (v *volume) lock(ctx context.Context) error {
 	select {
@@ -153,7 +157,7 @@ func (m *Manager) open(ctx context.Context, v *volume, path pci.Path) error {
 	unsaved, left := v.takeDown(undo)
 	if isNew {
 		left = oneLine(left, v.kept.unwind(undo))
-		v.key, v.tags, v.bytes, v.suite = nil, nil, 0, suite{}
+		v.key, v.tags, v.header, v.bytes, v.suite, v.driver, v.crypt = nil, nil, nil, 0, suite{}, "", devmapper.Device{}
 		unsaved = nil // nobody has written anything yet
 	}
 	if undoErr := cmp.Or(unsaved, left); undoErr != nil {
@@ -178,14 +182,21 @@ func (m *Manager) seal(ctx context.Context, v *volume) error {
 	if v.bytes, err = v.plan.length(v.disk.Bytes); err != nil {
 		return err
 	}
-	made := startMaking(ctx, m.kernel.systems, v.plan.fs, v.bytes)
-	defer made.close()
+	var made *making
+	if length := v.plan.layering.length(v.bytes); length != 0 {
+		made = startMaking(ctx, m.kernel.systems, v.plan.fs, length)
+		defer made.close()
+	}
 	v.label = strings.ToLower(rand.Text()[:5])
 	if err := m.addCut(ctx, v); err != nil {
 		return err
 	}
 	if err := v.plan.layering.create(ctx, m, v); err != nil {
 		return err
+	}
+	if made == nil {
+		made = startMaking(ctx, m.kernel.systems, v.plan.fs, v.crypt.Bytes)
+		defer made.close()
 	}
 	if err := made.copyTo(ctx, v.crypt.Node()); err != nil {
 		return err
@@ -233,7 +244,7 @@ func (m *Manager) addCut(ctx context.Context, v *volume) (err error) {
 
 // add makes a mapping of the volume's length.
 func (m *Manager) add(ctx context.Context, v *volume, suffix string, target devmapper.Target) (devmapper.Device, error) {
-	name := "encrypted_disk_" + v.label + suffix
+	name := v.mapping(suffix)
 	device, err := m.kernel.mapper.Create(ctx, name, "CRYPT-SEALVOL-"+name, v.bytes, target)
 	if err != nil {
 		return devmapper.Device{}, err
@@ -335,7 +346,7 @@ func (v *volume) status(m mapper) *sealvolv1.Volume {
 	}
 	// Again, now that nobody changes it.
 	status.State = string(v.state.Load())
-	status.SizeBytes = v.bytes
+	status.SizeBytes = v.crypt.Bytes
 	status.Suite = string(v.suite.name)
 	status.CipherDriver = v.driver
 	if v.cause != nil {

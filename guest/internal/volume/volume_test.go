@@ -66,99 +66,140 @@ func TestSealsFromTheDiskUpAndClosesFromTheMountDown(t *testing.T) {
 	}
 }
 
-// steps of sealing and, of them, those of opening again.
-var (
-	sealing = []string{"wait", "hold", "tags", "create cut", "create dif", "create crypt", "make", "copy", "mount"}
-	opening = []string{"wait", "hold", "create cut", "create dif", "create crypt"}
-)
+// steps of sealing and, of them, those of opening again, for each layering.
+var layered = map[policy.Layering]struct {
+	sealing, opening []string
+	closed           string // what stays of a volume that was closed
+}{
+	policy.MemoryTags: {
+		sealing: []string{"wait", "hold", "create cut", "tags", "create dif", "create crypt", "make", "copy", "mount"},
+		opening: []string{"wait", "hold", "create cut", "create dif", "create crypt"},
+		closed:  closed,
+	},
+	policy.LUKS2: {
+		sealing: []string{"wait", "hold", "create cut", "format", "open", "make", "copy", "mount"},
+		opening: []string{"wait", "hold", "create cut", "open"},
+		closed:  "header",
+	},
+}
+
+// ofLayering is the spec of a volume with a layering.
+func ofLayering(l policy.Layering) policy.Volume {
+	s := spec()
+	if l == policy.LUKS2 {
+		s.Layering, s.Suites = policy.LUKS2, []policy.Suite{policy.AESXTSPlain64HMACSHA256}
+	}
+	return s
+}
 
 func TestAFailureAtAnyStepLeavesNothing(t *testing.T) {
 	t.Parallel()
-	for _, name := range sealing {
-		t.Run("seal/"+name, func(t *testing.T) {
-			t.Parallel()
-			m, w := newWorld(t)
-			w.failAt(name, errInjected)
-			if err := m.Acquire(t.Context(), "c", "v", spec(), path(t, "02/01")); !errors.Is(err, errInjected) {
-				t.Fatal(err)
-			}
-			if left := w.left(); left != "" {
-				t.Errorf("left: %s after %v", left, w.log)
-			}
-			for _, key := range w.keys {
-				if err := key.Lend("sealvol:x", func() error { return nil }); !errdefs.IsFailedPrecondition(err) {
-					t.Errorf("key is not destroyed: %v", err)
+	for layering, steps := range layered {
+		s := ofLayering(layering)
+		acquire := func(t *testing.T, m *Manager, name, at string) error {
+			return m.Acquire(t.Context(), "c", name, s, path(t, at))
+		}
+		for _, name := range steps.sealing {
+			t.Run(fmt.Sprintf("%s/seal/%s", layering, name), func(t *testing.T) {
+				t.Parallel()
+				m, w := newWorld(t)
+				w.failAt(name, errInjected)
+				if err := acquire(t, m, "v", "02/01"); !errors.Is(err, errInjected) {
+					t.Fatal(err)
 				}
-			}
-			if err := m.Release(t.Context(), "c"); err != nil {
-				t.Error(err)
-			}
-			// The disk is nobody's, and the volume as if never tried.
-			w.failAt(name, nil)
-			if err := m.Acquire(t.Context(), "c", "other", spec(), path(t, "02/01")); err != nil {
-				t.Error(err)
-			}
-			w.plug("02/02", "vdb", 1<<30, 2)
-			mustAcquire(t, m, "02/02")
-		})
-	}
-	for _, name := range opening {
-		t.Run("open again/"+name, func(t *testing.T) {
-			t.Parallel()
-			m, w := newWorld(t)
-			mustAcquire(t, m, "02/01")
-			mustRelease(t, m)
-			w.failAt(name, errInjected)
-			if err := m.Acquire(t.Context(), "c", "v", spec(), path(t, "02/01")); !errors.Is(err, errInjected) {
-				t.Fatal(err)
-			}
-			if left := w.left(); left != closed {
-				t.Errorf("left: %s after %v", left, w.log)
-			}
-			w.failAt(name, nil)
-			mustAcquire(t, m, "02/01")
-			if len(w.made) != 1 {
-				t.Errorf("file system made %d times", len(w.made))
-			}
-		})
+				if left := w.left(); left != "" {
+					t.Errorf("left: %s after %v", left, w.log)
+				}
+				for _, key := range w.keys {
+					if err := key.Lend("sealvol:x", func() error { return nil }); !errdefs.IsFailedPrecondition(err) {
+						t.Errorf("key is not destroyed: %v", err)
+					}
+				}
+				if err := m.Release(t.Context(), "c"); err != nil {
+					t.Error(err)
+				}
+				// The disk is nobody's, and the volume as if never tried.
+				w.failAt(name, nil)
+				if err := acquire(t, m, "other", "02/01"); err != nil {
+					t.Error(err)
+				}
+				w.plug("02/02", "vdb", 1<<30, 2)
+				if err := acquire(t, m, "v", "02/02"); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		for _, name := range steps.opening {
+			t.Run(fmt.Sprintf("%s/open again/%s", layering, name), func(t *testing.T) {
+				t.Parallel()
+				m, w := newWorld(t)
+				if err := acquire(t, m, "v", "02/01"); err != nil {
+					t.Fatal(err)
+				}
+				mustRelease(t, m)
+				w.failAt(name, errInjected)
+				if err := acquire(t, m, "v", "02/01"); !errors.Is(err, errInjected) {
+					t.Fatal(err)
+				}
+				if left := w.left(); left != steps.closed {
+					t.Errorf("left: %s after %v", left, w.log)
+				}
+				w.failAt(name, nil)
+				if err := acquire(t, m, "v", "02/01"); err != nil {
+					t.Error(err)
+				}
+				if len(w.made) != 1 {
+					t.Errorf("file system made %d times", len(w.made))
+				}
+			})
+		}
 	}
 }
 
 func TestTheEndOfTheContextAtAnyStepLeavesNothing(t *testing.T) {
 	t.Parallel()
-	for _, name := range sealing {
-		t.Run("seal/"+name, func(t *testing.T) {
-			t.Parallel()
-			m, w := newWorld(t)
-			ctx, cancel := context.WithCancel(t.Context())
-			w.call(name, cancel)
-			if err := m.Acquire(ctx, "c", "v", spec(), path(t, "02/01")); !errors.Is(err, context.Canceled) {
-				t.Fatal(err)
-			}
-			if left := w.left(); left != "" {
-				t.Errorf("left: %s after %v", left, w.log)
-			}
-			w.call(name, nil)
-			mustAcquire(t, m, "02/01")
-		})
-	}
-	for _, name := range append(slices.Clone(opening), "mount") {
-		t.Run("open again/"+name, func(t *testing.T) {
-			t.Parallel()
-			m, w := newWorld(t)
-			mustAcquire(t, m, "02/01")
-			mustRelease(t, m)
-			ctx, cancel := context.WithCancel(t.Context())
-			w.call(name, cancel)
-			if err := m.Acquire(ctx, "c", "v", spec(), path(t, "02/01")); !errors.Is(err, context.Canceled) || errdefs.IsDataLoss(err) {
-				t.Fatal(err)
-			}
-			if left := w.left(); left != closed {
-				t.Errorf("left: %s after %v", left, w.log)
-			}
-			w.call(name, nil)
-			mustAcquire(t, m, "02/01")
-		})
+	for layering, steps := range layered {
+		s := ofLayering(layering)
+		for _, name := range steps.sealing {
+			t.Run(fmt.Sprintf("%s/seal/%s", layering, name), func(t *testing.T) {
+				t.Parallel()
+				m, w := newWorld(t)
+				ctx, cancel := context.WithCancel(t.Context())
+				w.call(name, cancel)
+				if err := m.Acquire(ctx, "c", "v", s, path(t, "02/01")); !errors.Is(err, context.Canceled) {
+					t.Fatal(err)
+				}
+				if left := w.left(); left != "" {
+					t.Errorf("left: %s after %v", left, w.log)
+				}
+				w.call(name, nil)
+				if err := m.Acquire(t.Context(), "c", "v", s, path(t, "02/01")); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		for _, name := range append(slices.Clone(steps.opening), "mount") {
+			t.Run(fmt.Sprintf("%s/open again/%s", layering, name), func(t *testing.T) {
+				t.Parallel()
+				m, w := newWorld(t)
+				if err := m.Acquire(t.Context(), "c", "v", s, path(t, "02/01")); err != nil {
+					t.Fatal(err)
+				}
+				mustRelease(t, m)
+				ctx, cancel := context.WithCancel(t.Context())
+				w.call(name, cancel)
+				if err := m.Acquire(ctx, "c", "v", s, path(t, "02/01")); !errors.Is(err, context.Canceled) || errdefs.IsDataLoss(err) {
+					t.Fatal(err)
+				}
+				if left := w.left(); left != steps.closed {
+					t.Errorf("left: %s after %v", left, w.log)
+				}
+				w.call(name, nil)
+				if err := m.Acquire(t.Context(), "c", "v", s, path(t, "02/01")); err != nil {
+					t.Error(err)
+				}
+			})
+		}
 	}
 }
 
@@ -517,7 +558,7 @@ func TestOptionsAreThePolicys(t *testing.T) {
 func TestRefusesWhatIsNotSupported(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(*policy.Volume){
-		"layering":    func(v *policy.Volume) { v.Layering = policy.LUKS2 },
+		"layering":    func(v *policy.Volume) { v.Layering = "luks1" },
 		"file system": func(v *policy.Volume) { v.FSType = "btrfs" },
 		"mode":        func(v *policy.Volume) { v.Mode = "persistent" },
 		"suite":       func(v *policy.Volume) { v.Suites = append(v.Suites, "aegis128-plain64") },
@@ -532,6 +573,27 @@ func TestRefusesWhatIsNotSupported(t *testing.T) {
 				t.Errorf("%v after %v", err, w.log)
 			}
 		})
+	}
+}
+
+// The tags of luks2 are on the disk, so the file system is smaller than what the policy wants of it, by what only the kernel knows.
+func TestFileSystemIsAsLargeAsWhatTheLayeringLeaves(t *testing.T) {
+	t.Parallel()
+	m, w := newWorld(t)
+	w.plug("02/02", "vdb", 1<<30, 2)
+	for i, want := range map[policy.Layering]uint64{policy.MemoryTags: 1 << 30, policy.LUKS2: 1<<30 - luksOverhead} {
+		at := map[policy.Layering]string{policy.MemoryTags: "02/01", policy.LUKS2: "02/02"}[i]
+		if err := m.Acquire(t.Context(), "c", string(i), ofLayering(i), path(t, at)); err != nil {
+			t.Fatal(err)
+		}
+		if got := w.made[len(w.made)-1]; got != want {
+			t.Errorf("layering %s: file system of %d bytes, want %d", i, got, want)
+		}
+	}
+	for _, status := range m.Status() {
+		if status.Name == string(policy.LUKS2) && (status.SizeBytes != 1<<30-luksOverhead || status.Suite != string(policy.AESXTSPlain64HMACSHA256) || status.Counters.TagBytes != 0) {
+			t.Errorf("status %v", status)
+		}
 	}
 }
 
