@@ -17,6 +17,7 @@ import (
 	"github.com/sealvol/sealvol/guest/internal/blockdev"
 	"github.com/sealvol/sealvol/guest/internal/devmapper"
 	"github.com/sealvol/sealvol/guest/internal/filesystem"
+	"github.com/sealvol/sealvol/guest/internal/ioerror"
 	"github.com/sealvol/sealvol/guest/internal/keyring"
 	"github.com/sealvol/sealvol/guest/internal/luks2"
 	"github.com/sealvol/sealvol/guest/internal/pci"
@@ -41,6 +42,7 @@ type world struct {
 	groups  []uint32          // set, one for each mount
 	made    []uint64          // sizes
 	keys    []*keyring.Key
+	faults  ioerror.Report // of whatever device
 }
 
 func newWorld(t *testing.T) (*Manager, *world) {
@@ -51,7 +53,7 @@ func newWorld(t *testing.T) (*Manager, *world) {
 		before:  map[string]func(){},
 		missing: map[string]bool{},
 	}
-	return newManager("/volumes", slog.New(slog.NewTextHandler(t.Output(), nil)), kernel{disks: w, mapper: w, tags: w.tags, lend: w.lend, luks2: w.format, driver: w.driver, systems: w}), w
+	return newManager("/volumes", slog.New(slog.NewTextHandler(t.Output(), nil)), kernel{disks: w, mapper: w, tags: w.tags, lend: w.lend, luks2: w.format, driver: w.driver, systems: w, faults: w}), w
 }
 
 var errInjected = errors.New("injected")
@@ -179,6 +181,16 @@ func (w *world) lend(key *keyring.Key, _ string, do func() error) error {
 	w.keys = append(w.keys, key)
 	w.mu.Unlock()
 	return do()
+}
+
+// Watch, Faults and Forget: what goes wrong is what the test has put into w.faults.
+func (w *world) Watch(number blockdev.Number, first func(ioerror.Fault)) { w.up("watch") }
+func (w *world) Forget(number blockdev.Number)                           { w.down("watch") }
+
+func (w *world) Faults(number blockdev.Number) ioerror.Report {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.faults
 }
 
 // luksOverhead is what the tags take of the fake disk.

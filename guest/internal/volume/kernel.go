@@ -15,6 +15,7 @@ import (
 	"github.com/sealvol/sealvol/guest/internal/blockdev"
 	"github.com/sealvol/sealvol/guest/internal/devmapper"
 	"github.com/sealvol/sealvol/guest/internal/filesystem"
+	"github.com/sealvol/sealvol/guest/internal/ioerror"
 	"github.com/sealvol/sealvol/guest/internal/keyring"
 	"github.com/sealvol/sealvol/guest/internal/luks2"
 	"github.com/sealvol/sealvol/guest/internal/pci"
@@ -30,6 +31,7 @@ type kernel struct {
 	luks2   func(ctx context.Context, data devmapper.Device, key *keyring.Key) (luksHeader, error)
 	driver  func(cipher string) (string, error)
 	systems fileSystems
+	faults  watcher
 }
 
 type disks interface {
@@ -60,6 +62,13 @@ type tags interface {
 type luksHeader interface {
 	Open(ctx context.Context, name string, data devmapper.Device, key *keyring.Key) (luks2.Mappings, error)
 	Close() error
+}
+
+type watcher interface {
+	// Watch calls first when the first I/O of a device fails.
+	Watch(number blockdev.Number, first func(ioerror.Fault))
+	Faults(number blockdev.Number) ioerror.Report
+	Forget(number blockdev.Number)
 }
 
 type fileSystems interface {

@@ -80,6 +80,10 @@ func New(config Config) (_ *Manager, err error) {
 	if err != nil {
 		return nil, errors.Join(err, control.Close())
 	}
+	faults, stopWatching, err := watchFaults(config.Log)
+	if err != nil {
+		return nil, errors.Join(err, place.Close(), control.Close())
+	}
 	m := newManager(dir, config.Log, kernel{
 		disks:   pciDisks{sysfs: "/sys"},
 		mapper:  control,
@@ -88,8 +92,9 @@ func New(config Config) (_ *Manager, err error) {
 		luks2:   formatter(luks2.New(config.Cryptsetup, control)),
 		driver:  func(cipher string) (string, error) { return cipherDriver("/proc/crypto", cipher) },
 		systems: mkfs{tools: config.Tools},
+		faults:  faults,
 	})
-	m.close = func() error { return errors.Join(place.Close(), control.Close()) }
+	m.close = func() error { return errors.Join(stopWatching(), place.Close(), control.Close()) }
 	return m, nil
 }
 
@@ -209,7 +214,7 @@ func (m *Manager) Status() []*sealvolv1.Volume {
 	m.mu.Unlock()
 	var status []*sealvolv1.Volume
 	for _, v := range volumes {
-		status = append(status, v.status(m.kernel.mapper))
+		status = append(status, v.status(m.kernel.mapper, m.kernel.faults))
 	}
 	return status
 }

@@ -307,10 +307,12 @@ func TestVMAFlippedBitIsAnError(t *testing.T) {
 		seal(t, m, "other", 1, suite)
 		want, others := content("v", 64), content("other", 64)
 		at(t, m, "other", func(dir string) { write(t, filepath.Join(dir, "f"), others) })
+		var first uint64 // sector that fails first
 		at(t, m, "v", func(dir string) {
 			file := filepath.Join(dir, "f")
 			write(t, file, want)
 			disk := host(t, 0)
+			first = uint64(where(t, file, 33)) / 512
 			for _, bit := range []int{0, 8*block/2 + 3, 8*block - 1} {
 				offset := where(t, file, 33)
 				good := read(t, disk, offset, block)
@@ -334,6 +336,13 @@ func TestVMAFlippedBitIsAnError(t *testing.T) {
 				t.Errorf("blocks %v of another volume fail", failed)
 			}
 		})
+		other, v := m.Status()[0], m.Status()[1]
+		if other.State != "open" || other.Faults != nil {
+			t.Errorf("another volume: %v", other)
+		}
+		if f := v.Faults; v.State != "degraded" || f.GetCount() < 3 || f.FirstOperation != "read" || f.FirstSector != first {
+			t.Errorf("three flips in the block at sector %d: %s, %v", first, v.State, f)
+		}
 		release(t, m, "v")
 		release(t, m, "other")
 	})

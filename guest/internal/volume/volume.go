@@ -15,6 +15,7 @@ import (
 	sealvolv1 "github.com/sealvol/sealvol/guest/api/v1"
 	"github.com/sealvol/sealvol/guest/internal/devmapper"
 	"github.com/sealvol/sealvol/guest/internal/filesystem"
+	"github.com/sealvol/sealvol/guest/internal/ioerror"
 	"github.com/sealvol/sealvol/guest/internal/keyring"
 	"github.com/sealvol/sealvol/guest/internal/pci"
 	"github.com/sealvol/sealvol/policy"
@@ -56,12 +57,12 @@ type volume struct {
 	bytes  uint64 // of the disk
 	suite  suite
 	key    *keyring.Key
-	tags   tags       // of memory-tags
-	header luksHeader // of luks2
-	// Of the suite's cipher, as /proc/crypto has it.
-	driver string
-	found  time.Time     // when the disk was there
-	ready  time.Duration // from then to the mount
+	tags   tags           // of memory-tags
+	header luksHeader     // of luks2
+	driver string         // of the suite's cipher, as /proc/crypto has it
+	faults ioerror.Report // while it was open before
+	found  time.Time      // when the disk was there
+	ready  time.Duration  // from then to the mount
 
 	// While it is open.
 	layers                   layers
@@ -254,6 +255,7 @@ func (m *Manager) add(ctx context.Context, v *volume, suffix string, target devm
 }
 
 func (m *Manager) addMount(ctx context.Context, v *volume) error {
+	m.watch(v)
 	mounted, err := m.kernel.systems.Mount(ctx, v.plan.fs, v.crypt, v.plan.options)
 	if err != nil {
 		return err
@@ -331,7 +333,7 @@ func (m *Manager) destroy(ctx context.Context, v *volume) error {
 
 // status describes the volume as far as it can be known without waiting. The mounts are the policy's: which of its containers live is
 // not known here.
-func (v *volume) status(m mapper) *sealvolv1.Volume {
+func (v *volume) status(m mapper, w watcher) *sealvolv1.Volume {
 	status := &sealvolv1.Volume{
 		Name:     v.name,
 		State:    string(v.state.Load()),
@@ -349,6 +351,14 @@ func (v *volume) status(m mapper) *sealvolv1.Volume {
 	status.SizeBytes = v.crypt.Bytes
 	status.Suite = string(v.suite.name)
 	status.CipherDriver = v.driver
+	faults := v.faults
+	if v.state.Load() == stateOpen {
+		faults = sum(faults, w.Faults(v.crypt.Number))
+		if faults.Count > 0 {
+			status.State = "degraded"
+		}
+	}
+	status.Faults = showFaults(faults)
 	if v.cause != nil {
 		status.Error = v.cause.Error()
 	}

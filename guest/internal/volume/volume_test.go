@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	sealvolv1 "github.com/sealvol/sealvol/guest/api/v1"
+	"github.com/sealvol/sealvol/guest/internal/ioerror"
 	"github.com/sealvol/sealvol/policy"
 )
 
@@ -24,7 +25,7 @@ import (
 const errNoCipher = unix.ENOENT
 
 const (
-	everything = "crypt cut dif mount tags"
+	everything = "crypt cut dif mount tags watch"
 	closed     = "tags" // what stays of a volume that was closed
 )
 
@@ -54,7 +55,7 @@ func TestSealsFromTheDiskUpAndClosesFromTheMountDown(t *testing.T) {
 	w.log = slices.DeleteFunc(w.log, func(s string) bool { return strings.HasSuffix(s, "image") })
 	w.up("used")
 	mustRelease(t, m)
-	if got, want := strings.Join(w.log, " "), "+hold +cut +tags +dif +crypt +mount -hold +used -mount -crypt -dif -cut"; got != want {
+	if got, want := strings.Join(w.log, " "), "+hold +cut +tags +dif +crypt +watch +mount -hold +used -mount -watch -crypt -dif -cut"; got != want {
 		t.Errorf("steps\n%s, want\n%s", got, want)
 	}
 	w.down("used")
@@ -780,6 +781,31 @@ func TestStatus(t *testing.T) {
 	want.State, want.Device, want.PciPath, want.Mappings, want.Mounts, want.Counters.Mismatches = "closed", "", "", nil, nil, 0
 	if diff := cmp.Diff(want, m.Status()[0], protocmp.Transform()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestAVolumeWithFaultsIsDegraded(t *testing.T) {
+	t.Parallel()
+	m, w := newWorld(t)
+	mustAcquire(t, m, "02/01")
+	if got := m.Status()[0]; got.State != "open" || got.Faults != nil {
+		t.Errorf("status %v", got)
+	}
+	w.faults = ioerror.Report{Count: 2, First: ioerror.Fault{Op: ioerror.Read, Sector: 8}}
+	want := &sealvolv1.Faults{Count: 2, FirstSector: 8, FirstOperation: "read"}
+	if got := m.Status()[0]; got.State != "degraded" || cmp.Diff(want, got.Faults, protocmp.Transform()) != "" {
+		t.Errorf("status %v", got)
+	}
+	mustRelease(t, m)
+	if got := m.Status()[0]; got.State != "closed" || got.Faults.GetCount() != 2 {
+		t.Errorf("closed: status %v", got)
+	}
+	// Opened again it is still degraded, and counts on.
+	w.faults = ioerror.Report{Count: 1, First: ioerror.Fault{Op: ioerror.Write, Sector: 16}, Incomplete: true}
+	mustAcquire(t, m, "02/01")
+	want.Count, want.AtLeast = 3, true
+	if got := m.Status()[0]; got.State != "degraded" || cmp.Diff(want, got.Faults, protocmp.Transform()) != "" {
+		t.Errorf("open again: status %v", got)
 	}
 }
 
