@@ -39,12 +39,13 @@ func (g Guest) Tree() (*Tree, error) {
 	}
 	tree.Link("/var/run", "../run")
 	for name, source := range map[string]string{
-		"/init":               g.Service,
-		"/usr/bin/kata-agent": g.Agent,
-		"/usr/sbin/mkfs.ext4": "/usr/sbin/mkfs.ext4",
-		"/usr/sbin/mkfs.xfs":  "/usr/sbin/mkfs.xfs",
-		"/usr/sbin/runc":      "/usr/sbin/runc", // for the agent of the tests; the real one does without
-		"/bin/busybox":        "/bin/busybox",
+		"/init":                g.Service,
+		"/usr/bin/kata-agent":  g.Agent,
+		"/usr/sbin/mkfs.ext4":  "/usr/sbin/mkfs.ext4",
+		"/usr/sbin/mkfs.xfs":   "/usr/sbin/mkfs.xfs",
+		"/usr/sbin/cryptsetup": "/usr/sbin/cryptsetup", // for the layering luks2 alone
+		"/usr/sbin/runc":       "/usr/sbin/runc",       // for the agent of the tests; the real one does without
+		"/bin/busybox":         "/bin/busybox",
 	} {
 		if err := tree.Add(name, source); err != nil {
 			return nil, err

@@ -44,7 +44,7 @@ func newVM(t *testing.T) *Manager {
 	t.Helper()
 	before := goleak.IgnoreCurrent()
 	descriptors := openDescriptors(t)
-	m, err := New(Config{Dir: t.TempDir(), Tools: filesystem.Tools{Ext4: "/usr/sbin/mkfs.ext4"}, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	m, err := New(Config{Dir: t.TempDir(), Tools: filesystem.Tools{Ext4: "/usr/sbin/mkfs.ext4", XFS: "/usr/sbin/mkfs.xfs"}, Cryptsetup: "/usr/sbin/cryptsetup", Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
