@@ -31,7 +31,11 @@ type Fault struct {
 }
 
 func (f Fault) String() string {
-	return fmt.Sprintf("%s of %d sectors at %d: %v", f.Op, f.Sectors, f.Sector, f.Errno)
+	reason := unix.ErrnoName(f.Errno)
+	if f.Errno == unix.EILSEQ {
+		reason += ", a tag does not fit"
+	}
+	return fmt.Sprintf("%s of %d sectors at %d: %s", f.Op, f.Sectors, f.Sector, reason)
 }
 
 // event is one line of the trace.

@@ -90,14 +90,6 @@ func TestLinesThatAreNoEvents(t *testing.T) {
 	}
 }
 
-func TestAFaultIsOneLine(t *testing.T) {
-	t.Parallel()
-	f := Fault{Op: Read, Sector: 24, Sectors: 8, Errno: unix.EIO}
-	if got := f.String(); got != "read of 8 sectors at 24: input/output error" {
-		t.Error(got)
-	}
-}
-
 func FuzzEvent(f *testing.F) {
 	f.Add("block_bio_complete: 253,0 FWFS 8 + 8 [-5]")
 	f.Add("block_bio_complete: 253,0 RA 7808 + 8 [-84]")
@@ -121,4 +113,16 @@ func FuzzEvent(f *testing.F) {
 			t.Errorf("%q is read as %+v, and %q as %+v, %v", line, e, again, second, err)
 		}
 	})
+}
+
+func TestFaultSaysWhatAPersonUnderstands(t *testing.T) {
+	t.Parallel()
+	for want, f := range map[string]Fault{
+		"read of 8 sectors at 16: EILSEQ, a tag does not fit": {Op: Read, Sector: 16, Sectors: 8, Errno: unix.EILSEQ},
+		"flush of 0 sectors at 0: EIO":                        {Op: Flush, Errno: unix.EIO},
+	} {
+		if got := f.String(); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
 }
