@@ -259,6 +259,21 @@ func (w *world) Remove(ctx context.Context, name string) error {
 	return nil
 }
 
+func (w *world) Sweep(ctx context.Context, prefix string) ([]devmapper.Swept, error) {
+	if prefix == mappingPrefix {
+		panic("a sweep for one volume would end them all")
+	}
+	if err := w.step(ctx, "sweep"); err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, mapping := range []string{"crypt", "dif", "cut"} {
+		delete(w.live, mapping)
+	}
+	return nil, nil
+}
+
 func (w *world) Table(name string) (string, error) { return "table of " + short(name), nil }
 func (w *world) Status(string) (string, error)     { return "3 8 -", nil }
 

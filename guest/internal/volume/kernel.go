@@ -48,6 +48,8 @@ type closer interface{ Close() error }
 type mapper interface {
 	Create(ctx context.Context, name, uuid string, length uint64, target devmapper.Target) (devmapper.Device, error)
 	Remove(ctx context.Context, name string) error
+	// Sweep ends the mappings whose names begin with prefix, also those that are in use.
+	Sweep(ctx context.Context, prefix string) ([]devmapper.Swept, error)
 	Table(name string) (string, error)
 	Status(name string) (string, error)
 }

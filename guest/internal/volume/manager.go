@@ -80,6 +80,9 @@ func New(config Config) (_ *Manager, err error) {
 	if err != nil {
 		return nil, errors.Join(err, control.Close())
 	}
+	if err := sweepLeftovers(control, config.Log); err != nil {
+		return nil, errors.Join(err, place.Close(), control.Close())
+	}
 	faults, stopWatching, err := watchFaults(config.Log)
 	if err != nil {
 		return nil, errors.Join(err, place.Close(), control.Close())
@@ -96,6 +99,20 @@ func New(config Config) (_ *Manager, err error) {
 	})
 	m.close = func() error { return errors.Join(stopWatching(), place.Close(), control.Close()) }
 	return m, nil
+}
+
+// sweepLeftovers ends the volumes of a service that was killed. Their keys were in its memory alone, so none can be opened again.
+func sweepLeftovers(control *devmapper.Control, log *slog.Logger) error {
+	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
+	defer cancel()
+	swept, err := control.Sweep(ctx, mappingPrefix)
+	for _, mapping := range swept {
+		log.Warn("ended a mapping that was left behind", "mapping", mapping.Name, "in use", mapping.Held)
+	}
+	if err != nil {
+		return fmt.Errorf("what an earlier service left behind: %w", err)
+	}
+	return nil
 }
 
 // errEnded is all that there is after Destroy.

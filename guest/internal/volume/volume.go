@@ -80,7 +80,10 @@ func newVolume(name string, spec policy.Volume, p plan, log *slog.Logger) *volum
 }
 
 // mapping is the name of one of the volume's mappings.
-func (v *volume) mapping(suffix string) string { return "encrypted_disk_" + v.label + suffix }
+func (v *volume) mapping(suffix string) string { return mappingPrefix + v.label + suffix }
+
+// mappingPrefix begins the names of all our mappings, and of nobody else's.
+const mappingPrefix = "encrypted_disk_"
 
 func (v *volume) lock(ctx context.Context) error {
 	select {
@@ -311,9 +314,15 @@ func (v *volume) fail(cause error) {
 	v.log.Error("volume is lost", "error", cause)
 }
 
-// destroy leaves nothing of a volume.
+// destroy leaves nothing of a volume but, where somebody will not let go of it, mappings of which every read and write fails.
 func (m *Manager) destroy(ctx context.Context, v *volume) error {
 	unsaved, left := v.takeDown(ctx)
+	if left != nil {
+		v.log.Warn("in use at the end", "error", left)
+		if left = m.sweep(ctx, v); left == nil {
+			v.layers = nil
+		}
+	}
 	// The key goes in any case, and first.
 	if err := oneLine(v.kept.unwind(ctx), left); err != nil {
 		v.fail(err)
@@ -329,6 +338,14 @@ func (m *Manager) destroy(ctx context.Context, v *volume) error {
 	}
 	v.log.Info("volume is destroyed")
 	return nil
+}
+
+// sweep ends what is left of the volume's mappings by force: the kernel's copy of the key goes, whoever has the volume open.
+func (m *Manager) sweep(ctx context.Context, v *volume) error {
+	ctx, cancel := withUndoTime(ctx)
+	defer cancel()
+	_, err := m.kernel.mapper.Sweep(ctx, v.mapping(""))
+	return err
 }
 
 // status describes the volume as far as it can be known without waiting. The mounts are the policy's: which of its containers live is

@@ -442,6 +442,17 @@ func TestAnUncleanCloseIsTheVolumesEnd(t *testing.T) {
 	}
 }
 
+// A container that does not go, or whoever else has a mapping open, keeps no key in the kernel beyond the sandbox.
+func TestDestroyEndsByForceWhatIsInUse(t *testing.T) {
+	t.Parallel()
+	m, w := newWorld(t)
+	mustAcquire(t, m, "02/01")
+	w.failAt("remove crypt", errdefs.ErrUnavailable)
+	if err := m.Destroy(t.Context()); err != nil || w.left() != "" {
+		t.Errorf("%v, left: %s", err, w.left())
+	}
+}
+
 func TestDestroyEndsEverythingAndCanBeRepeated(t *testing.T) {
 	t.Parallel()
 	m, w := newWorld(t)
@@ -455,8 +466,9 @@ func TestDestroyEndsEverythingAndCanBeRepeated(t *testing.T) {
 	}
 	w.failAt("flush", errInjected) // does not matter any more
 	w.failAt("remove dif", errInjected)
+	w.failAt("sweep", errInjected)
 	if err := m.Destroy(t.Context()); !errors.Is(err, errInjected) {
-		t.Errorf("destroy with a mapping in use: %v", err)
+		t.Errorf("destroy with a mapping that cannot be ended: %v", err)
 	}
 	for _, key := range w.keys {
 		if err := key.Lend("sealvol:x", func() error { return nil }); !errdefs.IsFailedPrecondition(err) {
