@@ -3,11 +3,9 @@
 package volume
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -28,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sealvol/sealvol/guest/internal/filesystem"
+	"github.com/sealvol/sealvol/integration/qmp"
 	"github.com/sealvol/sealvol/policy"
 )
 
@@ -658,15 +657,14 @@ func TestVMAnUnpluggedDiskIsTheVolumesEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	qemu := qmp(t)
-	qemu.unplug(t, 1)
+	unplug(t, 1)
 	start := time.Now()
 	err := m.Release(timeout(t, time.Minute), "v")
 	if !errdefs.IsDataLoss(err) {
 		t.Errorf("closed: %v", err)
 	}
 	t.Logf("%v after %v", err, time.Since(start))
-	qemu.plug(t, 1, 2)
+	plug(t, 1, slots[1])
 	if err := m.Acquire(timeout(t, time.Minute), "v", "v", spec(), path(t, slots[1])); !errdefs.IsDataLoss(err) {
 		t.Errorf("opened again: %v", err)
 	}
@@ -676,13 +674,12 @@ func TestVMAnUnpluggedDiskIsTheVolumesEnd(t *testing.T) {
 
 func TestVMWaitsForTheDiskAndFindsItElsewhereAndBigger(t *testing.T) {
 	m := newVM(t)
-	qemu := qmp(t)
 	want := content("v", 64)
 	seal(t, m, "v", 1)
 	at(t, m, "v", func(dir string) { write(t, filepath.Join(dir, "f"), want) })
 	release(t, m, "v")
-	qemu.unplug(t, 1)
-	if err := qemu.execute("block_resize", map[string]any{"node-name": "disk1", "size": 320 << 20}, ""); err != nil {
+	unplug(t, 1)
+	if err := qemu(t).Execute("block_resize", map[string]any{"node-name": qmp.ID(1), "size": 320 << 20}); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.Acquire(timeout(t, 500*time.Millisecond), "v", "v", spec(), path(t, slots[1])); !errdefs.IsUnavailable(err) {
@@ -691,7 +688,7 @@ func TestVMWaitsForTheDiskAndFindsItElsewhereAndBigger(t *testing.T) {
 	plugged := make(chan time.Time)
 	go func() {
 		time.Sleep(300 * time.Millisecond)
-		qemu.plug(t, 1, 9)
+		plug(t, 1, "02/09")
 		plugged <- time.Now()
 	}()
 	err := m.Acquire(timeout(t, time.Minute), "v", "v", spec(), path(t, "02/09"))
@@ -709,88 +706,30 @@ func TestVMWaitsForTheDiskAndFindsItElsewhereAndBigger(t *testing.T) {
 		}
 	})
 	release(t, m, "v")
-	qemu.unplug(t, 1)
-	qemu.plug(t, 1, 2)
+	unplug(t, 1)
+	plug(t, 1, slots[1])
 }
 
-// monitor is the machine's QEMU, which is the host that plugs disks in.
-type monitor struct {
-	mu   sync.Mutex
-	file *os.File
-	in   *bufio.Reader
-}
-
-var openMonitor = sync.OnceValues(func() (*monitor, error) {
-	file, err := os.OpenFile("/dev/virtio-ports/qmp", os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	q := &monitor{file: file, in: bufio.NewReader(file)}
-	if _, err := q.in.ReadString('\n'); err != nil {
-		return nil, err
-	}
-	return q, q.execute("qmp_capabilities", map[string]any{}, "")
-})
-
-func qmp(t *testing.T) *monitor {
+// qemu is the host that plugs disks in.
+func qemu(t *testing.T) *qmp.Monitor {
 	t.Helper()
-	q, err := openMonitor()
+	monitor, err := qmp.Open()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return q
+	return monitor
 }
 
-// execute sends a command and waits for its answer and, if one is named, for an event.
-func (q *monitor) execute(command string, arguments map[string]any, event string) error {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	message, err := json.Marshal(map[string]any{"execute": command, "arguments": arguments})
-	if err != nil {
-		return err
-	}
-	if _, err := q.file.Write(append(message, '\n')); err != nil {
-		return err
-	}
-	for answered := false; !answered || event != ""; {
-		line, err := q.in.ReadString('\n')
-		if err != nil {
-			return err
-		}
-		var answer struct {
-			Return json.RawMessage `json:"return"`
-			Error  json.RawMessage `json:"error"`
-			Event  string          `json:"event"`
-			Data   struct {
-				Device string `json:"device"`
-			} `json:"data"`
-		}
-		if err := json.Unmarshal([]byte(line), &answer); err != nil {
-			return err
-		}
-		switch {
-		case answer.Error != nil:
-			return errors.New(line)
-		case answer.Return != nil:
-			answered = true
-		case answer.Event == event && answer.Data.Device != "":
-			event = ""
-		}
-	}
-	return nil
-}
-
-func (q *monitor) unplug(t *testing.T, disk int) {
+func unplug(t *testing.T, disk int) {
 	t.Helper()
-	if err := q.execute("device_del", map[string]any{"id": fmt.Sprintf("disk%d", disk)}, "DEVICE_DELETED"); err != nil {
+	if err := qemu(t).Unplug(disk); err != nil {
 		t.Error(err)
 	}
 }
 
-func (q *monitor) plug(t *testing.T, disk, slot int) {
+func plug(t *testing.T, disk int, path string) {
 	t.Helper()
-	id := fmt.Sprintf("disk%d", disk)
-	if err := q.execute("device_add", map[string]any{"driver": "virtio-blk-pci", "id": id, "drive": id, "bus": "bridge", "addr": fmt.Sprintf("0x%x", slot)}, ""); err != nil {
+	if err := qemu(t).Plug(disk, path); err != nil {
 		t.Error(err)
 	}
 }
