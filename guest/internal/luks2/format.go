@@ -17,6 +17,8 @@ import (
 
 // Format makes a new header, and dm-integrity's superblock on the device. The key must have KeyBytes. What is on the device is neither
 // looked at nor overwritten but for its first 4 KiB; it cannot be read through the new header.
+//
+// The key of the data is drawn by cryptsetup, from a generator that is seeded: the volume's own key was drawn from it before.
 func (t *Tool) Format(ctx context.Context, data devmapper.Device, key *keyring.Key) (*Header, error) {
 	if key.Size() != KeyBytes {
 		return nil, fmt.Errorf("key of %d bytes, not %d: %w", key.Size(), KeyBytes, errdefs.ErrInvalidArgument)

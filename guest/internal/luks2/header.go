@@ -6,7 +6,8 @@ import (
 	"os"
 )
 
-// Header is a volume's header in guest memory. It holds the key of the data, encrypted with the volume's key.
+// Header is a volume's header in guest memory. It holds the key of the data, encrypted with the volume's key. It is for one goroutine at
+// a time.
 type Header struct {
 	file     *os.File
 	metadata Metadata

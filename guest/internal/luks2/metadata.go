@@ -47,7 +47,8 @@ func Parse(raw []byte) (Metadata, error) {
 	return Metadata{uuid: first.uuid, sequence: first.sequence}, nil
 }
 
-// metadata is the JSON of a header: the fields that are demanded, and those that are known in order to be refused by name. 64-bit numbers are strings there.
+// metadata is the JSON of a header: the fields that are demanded, and those that are known in order to be refused by name. Its 64-bit
+// numbers are strings.
 type metadata struct {
 	Keyslots map[string]keyslot         `json:"keyslots"`
 	Tokens   map[string]json.RawMessage `json:"tokens"`

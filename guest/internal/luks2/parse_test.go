@@ -13,7 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// realHeader is what cryptsetup 2.6.1 wrote when Format asked it to, without the keyslot area.
+// realHeader is what cryptsetup 2.6.1 made with the flags of Format, without the keyslot area.
 func realHeader(t testing.TB) []byte {
 	t.Helper()
 	raw, err := os.ReadFile("testdata/header")

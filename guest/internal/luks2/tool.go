@@ -103,8 +103,9 @@ func (p process) run(ctx context.Context, header *os.File, key *keyring.Key, act
 var exitClasses = map[int]error{
 	2: errdefs.ErrUnauthenticated,   // "no permission (bad passphrase)"
 	3: errdefs.ErrResourceExhausted, // "out of memory"
-	4: errdefs.ErrUnavailable,       // "wrong device specified"
-	5: errdefs.ErrAlreadyExists,     // "device already exists or device is busy"
+	// "wrong device specified": also when the kernel takes no table, for want of a cipher or for what the disk's superblock says.
+	4: errdefs.ErrFailedPrecondition,
+	5: errdefs.ErrAlreadyExists, // "device already exists or device is busy"
 }
 
 // undoing is a context for what must be done though ctx has ended.

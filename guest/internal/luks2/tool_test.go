@@ -77,7 +77,7 @@ func TestCryptsetupFails(t *testing.T) {
 		"wrong parameters": {"exit 1", func(err error) bool { return !errdefs.IsUnauthorized(err) }},
 		"wrong key":        {"exit 2", errdefs.IsUnauthorized},
 		"no memory":        {"exit 3", errdefs.IsResourceExhausted},
-		"no device":        {"exit 4", errdefs.IsUnavailable},
+		"wrong device":     {"exit 4", errdefs.IsFailedPrecondition},
 		"device in use":    {"exit 5", errdefs.IsAlreadyExists},
 		"killed":           {"kill -9 $$", func(err error) bool { return strings.Contains(err.Error(), "killed") }},
 	} {
