@@ -2,14 +2,14 @@
 //
 // A volume of the layering memory-tags is, from the container's side down:
 //
-//	file system      ext4, mounted and attached nowhere but while the agent needs a path
+//	file system      ext4 or xfs, mounted and attached nowhere but while the agent needs a path
 //	dm-crypt         encrypted_disk_XXXXX: encrypts and authenticates, key in guest memory
 //	dm-integrity     encrypted_disk_XXXXX_dif: keeps IV and tag of each block in a device of their own:
 //	                     a loop device over a file in guest memory (package tagstore)
 //	dm-linear        encrypted_disk_XXXXX_cut: what the policy wants of the disk
 //	disk             virtio-blk, the host's
 //
-// The disk holds ciphertext and nothing else. What a volume is made of comes from the policy; nothing is read from the disk that was not
+// The disk holds ciphertext and nothing else. (The layering luks2, which has the tags on the disk, is drawn at diskTags.) What a volume is made of comes from the policy; nothing is read from the disk that was not
 // written, and so authenticated, by this guest.
 //
 // A volume is sealed for the first container that uses it and closed after the last. Key and tags stay, so that it can be opened
