@@ -52,17 +52,9 @@ type volume struct {
 	cause error // why the state is failed
 
 	// From the first seal to the end of the sandbox.
-	kept   layers
-	label  string // of the mappings
-	bytes  uint64 // of the disk
-	suite  suite
-	key    *keyring.Key
-	tags   tags           // of memory-tags
-	header luksHeader     // of luks2
-	driver string         // of the suite's cipher, as /proc/crypto has it
-	faults ioerror.Report // while it was open before
-	found  time.Time      // when the disk was there
-	ready  time.Duration  // from then to the mount
+	kept  layers
+	label string // of the mappings
+	sealed
 
 	// While it is open.
 	layers                   layers
@@ -71,6 +63,20 @@ type volume struct {
 	linear, integrity, crypt devmapper.Device
 	mount                    mount
 	attached                 int // times
+}
+
+// sealed is what a volume is made of.
+type sealed struct {
+	bytes    uint64 // of the disk
+	capacity uint64 // bytes that the file system has of them
+	suite    suite
+	key      *keyring.Key
+	tags     tags           // of memory-tags
+	header   luksHeader     // of luks2
+	driver   string         // of the suite's cipher, as /proc/crypto has it
+	faults   ioerror.Report // while it was open before
+	found    time.Time      // when the disk was there
+	ready    time.Duration  // from then to the mount
 }
 
 func newVolume(name string, spec policy.Volume, p plan, log *slog.Logger) *volume {
@@ -161,7 +167,7 @@ func (m *Manager) open(ctx context.Context, v *volume, path pci.Path) error {
 	unsaved, left := v.takeDown(undo)
 	if isNew {
 		left = oneLine(left, v.kept.unwind(undo))
-		v.key, v.tags, v.header, v.bytes, v.suite, v.driver, v.crypt = nil, nil, nil, 0, suite{}, "", devmapper.Device{}
+		v.sealed = sealed{}
 		unsaved = nil // nobody has written anything yet
 	}
 	if undoErr := cmp.Or(unsaved, left); undoErr != nil {
@@ -198,8 +204,9 @@ func (m *Manager) seal(ctx context.Context, v *volume) error {
 	if err := v.plan.layering.create(ctx, m, v); err != nil {
 		return err
 	}
+	v.capacity = v.crypt.Bytes
 	if made == nil {
-		made = startMaking(ctx, m.kernel.systems, v.plan.fs, v.crypt.Bytes)
+		made = startMaking(ctx, m.kernel.systems, v.plan.fs, v.capacity)
 		defer made.close()
 	}
 	if err := made.copyTo(ctx, v.crypt.Node()); err != nil {
@@ -365,7 +372,7 @@ func (v *volume) status(m mapper, w watcher) *sealvolv1.Volume {
 	}
 	// Again, now that nobody changes it.
 	status.State = string(v.state.Load())
-	status.SizeBytes = v.crypt.Bytes
+	status.SizeBytes = v.capacity
 	status.Suite = string(v.suite.name)
 	status.CipherDriver = v.driver
 	faults := v.faults
