@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/sealvol/sealvol/guest/internal/blockdev"
 	"github.com/sealvol/sealvol/guest/internal/devmapper"
+	"github.com/sealvol/sealvol/guest/internal/keyring"
 )
 
 func TestFormatAndOpen(t *testing.T) {
@@ -269,6 +271,29 @@ func TestOpenProvesTheLiveTables(t *testing.T) {
 			w.tables[c.mapping] = table
 			w.mustOpen(header)
 		})
+	}
+}
+
+// The host wiped dm-integrity's superblock while the volume was closed: cryptsetup fails and says no more.
+func TestOpenOfWhatWasOpenBeforeIsDataLossWhenNothingElseIsWrong(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	header := w.mustFormat()
+	key := newKey(t, KeyBytes)
+	runs := w.run
+	fails := func(context.Context, *os.File, *keyring.Key, string, ...string) error {
+		return fmt.Errorf("cryptsetup open: %w", exec.Command("false").Run())
+	}
+	w.run = fails
+	if _, err := w.Open(t.Context(), "v", data, header, key); err == nil || errdefs.IsDataLoss(err) {
+		t.Errorf("the first time there is no data to lose: %v", err)
+	}
+	w.run = runs
+	w.mustOpen(header)
+	clear(w.mappings)
+	w.run = fails
+	if _, err := w.Open(t.Context(), "v", data, header, key); !errdefs.IsDataLoss(err) {
+		t.Errorf("again: %v", err)
 	}
 }
 

@@ -2,7 +2,9 @@ package luks2
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os/exec"
 	"strconv"
 	"strings"
 
@@ -54,6 +56,10 @@ func (t *Tool) open(ctx context.Context, name string, data devmapper.Device, hea
 		// No library is loaded for what a header names.
 		"--disable-external-tokens",
 		data.Node(), name)
+	// What opened before and now does not, for no other reason that cryptsetup knows, has lost the superblock of dm-integrity.
+	if exit := (*exec.ExitError)(nil); header.bytes != 0 && ctx.Err() == nil && errors.As(err, &exit) && exit.ExitCode() == 1 {
+		return Mappings{}, fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss)
+	}
 	if err != nil {
 		return Mappings{}, err
 	}
