@@ -51,13 +51,13 @@ func (b *bed) do(r testbed.Request, answer *testbed.Answer) error {
 	case testbed.DoRelease:
 		return m.Release(ctx, r.Container)
 	case testbed.DoAttach:
-		dir, err := m.Attach(r.Volume)
+		dir, err := m.Attach(ctx, r.Volume)
 		answer.Dir = dir
 		return ofVolume(r, err)
 	case testbed.DoDetach:
-		return ofVolume(r, m.Detach(r.Volume))
+		return ofVolume(r, m.Detach(ctx, r.Volume))
 	case testbed.DoNumber:
-		major, minor, err := m.Number(r.Volume)
+		major, minor, err := m.Number(ctx, r.Volume)
 		answer.Number = blockdev.Number{Major: major, Minor: minor}.String()
 		return ofVolume(r, err)
 	case testbed.DoStatus:

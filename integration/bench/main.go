@@ -1,258 +1,41 @@
-// Command bench measures a node in a VM of its own (make bench): what a sealed
-// volume adds to the start of a container, and the memory of each of our
-// processes. It joins that with the gate's Go benchmarks, which ran before and
-// whose output is in a file. It writes a JSON list to the file it is given, and a table for
-// people to standard output. Its times are those of an emulated machine:
-// compare rows of one run, not runs.
+// Command bench measures what sealvol costs (make bench). Its times are those of an emulated machine where KVM does not run: compare
+// the rows of one run, not runs.
+//
+//	bench node FOLDER-OF-THE-CHECKOUT GO-BENCHMARKS.txt OUTPUT.json
+//	bench sealing TESTBED OUTPUT.json
+//	bench merge OUTPUT.json INPUT.json...
+//
+// node, in a machine with virtual machines inside, measures what a sealed volume adds to the start of a container, and the memory of
+// each of our processes, and joins that with the gate's Go benchmarks, which ran before. sealing, in a plain machine with three disks,
+// compares our volumes with the bare disk and with what others make of it. Each writes a JSON list and prints a table for people; merge
+// makes one list of several.
 package main
 
 import (
-	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
-	"slices"
-	"strconv"
-	"strings"
-	"time"
-
-	"github.com/sealvol/sealvol/integration/node"
 )
 
-// rounds is how often each time is measured, interleaved.
-const rounds = 3
-
-// Result is one row of bench.json.
-type Result struct {
-	Bench  string  `json:"bench"`
-	Target string  `json:"target"`
-	Unit   string  `json:"unit"`
-	Median float64 `json:"median"`
-	Min    float64 `json:"min"`
-	Max    float64 `json:"max"`
-	Runs   int     `json:"runs"`
-}
-
 func main() {
-	if len(os.Args) != 4 {
-		fmt.Fprintln(os.Stderr, "usage: bench FOLDER-OF-THE-CHECKOUT GO-BENCHMARKS.txt OUTPUT.json")
-		os.Exit(2)
-	}
-	if err := run(os.Args[1], os.Args[2], os.Args[3]); err != nil {
+	if err := run(os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(root, benchmarks, output string) (err error) {
-	samples, err := goBenchmarks(benchmarks)
-	if err != nil {
-		return err
+func run(args []string) error {
+	switch {
+	case len(args) == 4 && args[0] == "node":
+		return benchNode(args[1], args[2], args[3])
+	case len(args) == 3 && args[0] == "sealing":
+		return benchSealing(args[1], args[2])
+	case len(args) > 2 && args[0] == "merge":
+		return merge(args[1], args[2:]...)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
-	defer cancel()
-	n, err := node.Start(ctx, root, func(step string) { fmt.Fprintln(os.Stderr, "bench:", step) })
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, n.Stop()) }()
-
-	for i := range rounds {
-		fmt.Fprintf(os.Stderr, "bench: round %d of %d\n", i+1, rounds)
-		for _, sealed := range []bool{false, true} {
-			if err := round(ctx, n, sealed, func(bench, target, unit string, v float64) {
-				key := [3]string{bench, target, unit}
-				samples[key] = append(samples[key], v)
-			}); err != nil {
-				return errors.Join(err, errors.New(n.Logs(30)))
-			}
-		}
-	}
-	results := summarise(samples)
-	text, err := json.MarshalIndent(results, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(output, append(text, '\n'), 0o644); err != nil {
-		return err
-	}
-	fmt.Println("| measured | of | median | min | max | unit |\n|---|---|---|---|---|---|")
-	for _, r := range results {
-		fmt.Printf("| %s | %s | %.3g | %.3g | %.3g | %s |\n", r.Bench, r.Target, r.Median, r.Min, r.Max, r.Unit)
-	}
-	return nil
+	return fmt.Errorf("no such use: %q; the package's comment says what there is", args)
 }
 
-// goBenchmarks reads the percentiles of the gate's benchmark: lines such as
-//
-//	BenchmarkRPC/StatsContainer/gate-2  9 21 ns/op  20.9 p50-µs  80.1 p99-µs
-func goBenchmarks(file string) (map[[3]string][]float64, error) {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
-	}
-	samples := map[[3]string][]float64{}
-	for line := range strings.Lines(string(text)) {
-		fields := strings.Fields(line)
-		if len(fields) < 2 || !strings.HasPrefix(fields[0], "BenchmarkRPC/") {
-			continue
-		}
-		target, _, _ := strings.Cut(strings.TrimPrefix(fields[0], "BenchmarkRPC/"), "-")
-		for i := 2; i+1 < len(fields); i += 2 {
-			percentile, unit, ok := strings.Cut(fields[i+1], "-")
-			if !ok {
-				continue
-			}
-			v, err := strconv.ParseFloat(fields[i], 64)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %q: %w", file, line, err)
-			}
-			key := [3]string{"rpc_" + percentile, target, unit}
-			samples[key] = append(samples[key], v)
-		}
-	}
-	if len(samples) == 0 {
-		return nil, fmt.Errorf("%s has no BenchmarkRPC", file)
-	}
-	return samples, nil
-}
-
-// round runs one pod with one container, and gives what it measured to add.
-func round(ctx context.Context, n *node.Node, sealed bool, add func(bench, target, unit string, v float64)) (err error) {
-	target := "without-volume"
-	pod := node.Pod{Name: "bench", Policy: policyText(sealed)}
-	container := node.Container{Name: "my-container", Args: []string{"sleep", "infinity"}}
-	if sealed {
-		target = "sealed-volume"
-		_, device, undo, err := n.Disk(ctx, "bench.img", 1<<30)
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, undo()) }()
-		key, value := node.VolumeAnnotation("encrypted", "/dev/encrypted", "/mnt/encrypted")
-		pod.Annotations = map[string]string{key: value}
-		container.Devices = []node.Device{{HostPath: device, ContainerPath: "/dev/encrypted", Permissions: "rwm"}}
-	}
-	began := time.Now()
-	id, err := n.RunPod(ctx, pod)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, n.RemovePod(context.WithoutCancel(ctx), id)) }()
-	add("run_pod", target, "s", time.Since(began).Seconds())
-	began = time.Now()
-	if _, err := n.RunContainer(ctx, id, pod, container); err != nil {
-		return err
-	}
-	add("run_container", target, "s", time.Since(began).Seconds())
-
-	status, err := guestStatus(ctx, n, id)
-	if err != nil {
-		return err
-	}
-	for _, v := range status.Volumes {
-		micros, err := strconv.ParseFloat(v.Counters.ReadyMicros, 64)
-		if err != nil {
-			return fmt.Errorf("ready_micros of volume %s: %w", v.Name, err)
-		}
-		add("seal_to_mounted", "memory-tags/"+v.Suite, "s", micros/1e6)
-	}
-	if !sealed {
-		return nil
-	}
-	resident, err := strconv.ParseFloat(status.ResidentBytes, 64)
-	if err != nil {
-		return fmt.Errorf("resident_bytes: %w", err)
-	}
-	add("resident_memory", "sealvol-guest", "MiB", resident/(1<<20))
-	for _, name := range []string{"sealvol-nri", "containerd-shim-kata-sealvol-v2"} {
-		mib, err := residentMiB(name)
-		if err != nil {
-			return err
-		}
-		add("resident_memory", name, "MiB", mib)
-	}
-	return nil
-}
-
-func policyText(sealed bool) string {
-	volumes := "{}"
-	if sealed {
-		volumes = `{"encrypted": {
-    "mode": "ephemeral", "layering": "memory-tags",
-    "suites": ["aegis128-random", "aes-xts-random+hmac-sha256"],
-    "fs_type": "ext4", "options": ["nosuid", "nodev"],
-    "size": {"min": 0, "max": 10737418240},
-    "mounts": [{"container": "my-container", "path": "/mnt/encrypted", "read_only": false}]
-  }}`
-	}
-	return `package agent_policy
-
-sealed_pod := {
-  "version": 1,
-  "containers": {"my-container": {"args": ["sleep", "infinity"], "rootfs": "host"}},
-  "volumes": ` + volumes + `
-}
-`
-}
-
-// status is the part of sealvol inspect's JSON that is measured. Protobuf's
-// JSON has 64-bit numbers as strings.
-type status struct {
-	ResidentBytes string `json:"resident_bytes"`
-	Volumes       []struct {
-		Name, Suite string
-		Counters    struct {
-			ReadyMicros string `json:"ready_micros"`
-		}
-	}
-}
-
-func guestStatus(ctx context.Context, n *node.Node, sandbox string) (status, error) {
-	text, err := n.Inspect(ctx, sandbox, "-o", "json")
-	if err != nil {
-		return status{}, err
-	}
-	var answer struct{ Status status }
-	return answer.Status, json.Unmarshal([]byte(text), &answer)
-}
-
-// residentMiB gives the resident memory of the one process of that name.
-func residentMiB(name string) (float64, error) {
-	all, err := node.Processes()
-	if err != nil {
-		return 0, err
-	}
-	for _, p := range all {
-		if p.Program != name {
-			continue
-		}
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID))
-		if err != nil {
-			return 0, err
-		}
-		for line := range strings.Lines(string(text)) {
-			var kib float64
-			if _, err := fmt.Sscanf(line, "VmRSS: %f kB", &kib); err == nil {
-				return kib / 1024, nil
-			}
-		}
-	}
-	return 0, fmt.Errorf("no process %s", name)
-}
-
-func summarise(samples map[[3]string][]float64) []Result {
-	var results []Result
-	for key, values := range samples {
-		slices.Sort(values)
-		results = append(results, Result{
-			Bench: key[0], Target: key[1], Unit: key[2],
-			Median: values[len(values)/2], Min: values[0], Max: values[len(values)-1], Runs: len(values),
-		})
-	}
-	slices.SortFunc(results, func(a, b Result) int {
-		return strings.Compare(a.Bench+a.Target, b.Bench+b.Target)
-	})
-	return results
+// progress says on standard error what is happening.
+func progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...)
 }

@@ -1,6 +1,7 @@
 // Package devmapper makes device-mapper devices by the ioctls of /dev/mapper/control, without libdevmapper and without udev.
 //
-// Each mapping has one target and exists from Create, which leaves it ready for use, to Remove. The link /dev/mapper/NAME is made
+// Each mapping has one target and exists from Create, which leaves it ready for use, to Remove. What could not be removed, or was left by
+// a process that was killed, is ended by Kill and Sweep. The link /dev/mapper/NAME is made
 // and removed here; where udev runs it is told to keep away, so that nothing reads a mapping whose blocks were never written.
 //
 // The format of the ioctls is that of linux/dm-ioctl.h, version 4.
@@ -173,6 +174,9 @@ func (c *Control) target(name string, flags uint32) (unix.DmTargetSpec, string, 
 	payload, err := c.send(unix.DM_TABLE_STATUS, m, make([]byte, 4096))
 	if err != nil {
 		return unix.DmTargetSpec{}, "", fmt.Errorf("table of mapping %s: %w", name, err)
+	}
+	if m.Target_count == 0 {
+		return unix.DmTargetSpec{}, "", fmt.Errorf("mapping %s has no table: %w", name, errdefs.ErrNotFound)
 	}
 	if m.Flags&unix.DM_BUFFER_FULL_FLAG != 0 || m.Target_count != 1 || len(payload) < targetSpecBytes {
 		return unix.DmTargetSpec{}, "", fmt.Errorf("table of mapping %s is not one of ours: %w", name, errdefs.ErrFailedPrecondition)

@@ -25,6 +25,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"github.com/sealvol/sealvol/guest/internal/filesystem"
 	"github.com/sealvol/sealvol/integration/qmp"
 	"github.com/sealvol/sealvol/policy"
 )
@@ -42,7 +43,7 @@ func newVM(t *testing.T) *Manager {
 	t.Helper()
 	before := goleak.IgnoreCurrent()
 	descriptors := openDescriptors(t)
-	m, err := New(Config{Dir: t.TempDir(), Mkfs: "/usr/sbin/mkfs.ext4", Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	m, err := New(Config{Dir: t.TempDir(), Tools: filesystem.Tools{Ext4: "/usr/sbin/mkfs.ext4", XFS: "/usr/sbin/mkfs.xfs"}, Cryptsetup: "/usr/sbin/cryptsetup", Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,12 +133,12 @@ func release(t *testing.T, m *Manager, container string) {
 // at calls do with the folder where a volume is attached meanwhile.
 func at(t *testing.T, m *Manager, name string, do func(dir string)) {
 	t.Helper()
-	dir, err := m.Attach(name)
+	dir, err := m.Attach(t.Context(), name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
-		if err := m.Detach(name); err != nil {
+		if err := m.Detach(context.WithoutCancel(t.Context()), name); err != nil {
 			t.Fatal(err)
 		}
 	}()
@@ -286,6 +287,10 @@ func TestVMDataComesBackAndTheDiskHoldsCiphertext(t *testing.T) {
 		}
 		status := m.Status()[0]
 		t.Log(status)
+		// "aegis128-aesni", "authenc(hmac(sha256-…),xts-aes-aesni)": of what the suite is, whatever the processor has.
+		if cipher, _, _ := strings.Cut(status.Suite, "-"); !strings.Contains(status.CipherDriver, cipher) {
+			t.Errorf("suite %s has the driver %q", status.Suite, status.CipherDriver)
+		}
 		if !regexp.MustCompile(`^0 \d+ crypt capi:\S+ :(16|96):logon:sealvol:\w+ 0 253:\d+ 0 2 integrity:32:aead sector_size:4096$`).MatchString(status.Mappings[0].Table) {
 			t.Errorf("table %s", status.Mappings[0].Table)
 		}
@@ -301,10 +306,12 @@ func TestVMAFlippedBitIsAnError(t *testing.T) {
 		seal(t, m, "other", 1, suite)
 		want, others := content("v", 64), content("other", 64)
 		at(t, m, "other", func(dir string) { write(t, filepath.Join(dir, "f"), others) })
+		var first uint64 // sector that fails first
 		at(t, m, "v", func(dir string) {
 			file := filepath.Join(dir, "f")
 			write(t, file, want)
 			disk := host(t, 0)
+			first = uint64(where(t, file, 33)) / 512
 			for _, bit := range []int{0, 8*block/2 + 3, 8*block - 1} {
 				offset := where(t, file, 33)
 				good := read(t, disk, offset, block)
@@ -328,6 +335,13 @@ func TestVMAFlippedBitIsAnError(t *testing.T) {
 				t.Errorf("blocks %v of another volume fail", failed)
 			}
 		})
+		other, v := m.Status()[0], m.Status()[1]
+		if other.State != "open" || other.Faults != nil {
+			t.Errorf("another volume: %v", other)
+		}
+		if f := v.Faults; v.State != "degraded" || f.GetCount() < 3 || f.FirstOperation != "read" || f.FirstSector != first {
+			t.Errorf("three flips in the block at sector %d: %s, %v", first, v.State, f)
+		}
 		release(t, m, "v")
 		release(t, m, "other")
 	})
@@ -555,7 +569,7 @@ func TestVMTheEndOfTheContextLeavesNothing(t *testing.T) {
 func TestVMNoPathLeadsToADetachedVolume(t *testing.T) {
 	m := newVM(t)
 	seal(t, m, "v", 0)
-	major, minor, err := m.Number("v")
+	major, minor, err := m.Number(t.Context(), "v")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,93 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// disk is one of the machine's scratch disks.
+type disk struct {
+	serial string // disk0 and on, as vmrun names them
+	name   string // vda, say
+	path   string // PCI path as Kata writes it, 02/01 for disk0
+}
+
+func (d disk) node() string { return "/dev/" + d.name }
+
+// findDisks finds the first n scratch disks.
+func findDisks(n int) ([]disk, error) {
+	files, err := filepath.Glob("/sys/block/vd*/serial")
+	if err != nil {
+		return nil, err
+	}
+	names := map[string]string{}
+	for _, file := range files {
+		serial, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		names[strings.TrimSpace(string(serial))] = filepath.Base(filepath.Dir(file))
+	}
+	var disks []disk
+	for i := range n {
+		d := disk{serial: fmt.Sprintf("disk%d", i), path: fmt.Sprintf("02/%02d", i+1)}
+		if d.name = names[d.serial]; d.name == "" {
+			return nil, fmt.Errorf("the machine has no %s: run it by vmrun with %d times -disk", d.serial, n)
+		}
+		disks = append(disks, d)
+	}
+	return disks, nil
+}
+
+// written is how many bytes the machine has written to the disk since it started.
+func (d disk) written() (float64, error) {
+	const sectorsWritten = 6 // Documentation/block/stat.rst, counted from 0; in units of 512 bytes, whatever the disk's sector is
+	text, err := os.ReadFile("/sys/block/" + d.name + "/stat")
+	if err != nil {
+		return 0, err
+	}
+	fields := strings.Fields(string(text))
+	if len(fields) <= sectorsWritten {
+		return 0, fmt.Errorf("statistics of %s: %q", d.name, text)
+	}
+	sectors, err := strconv.ParseFloat(fields[sectorsWritten], 64)
+	return 512 * sectors, err
+}
+
+// busySeconds is the time that the machine's processors had worked when a copy of /proc/stat was made.
+func busySeconds(file string) (float64, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return 0, err
+	}
+	const ticksPerSecond = 100 // USER_HZ
+	var user, nice, system, idle, iowait, irq, softirq float64
+	if _, err := fmt.Sscanf(string(text), "cpu %f %f %f %f %f %f %f", &user, &nice, &system, &idle, &iowait, &irq, &softirq); err != nil {
+		return 0, fmt.Errorf("statistics of processors: %w: %q", err, text)
+	}
+	return (user + nice + system + irq + softirq) / ticksPerSecond, nil
+}
+
+// available is the machine's memory in bytes that a program could still have, when nothing is dirty and no cache is counted as used.
+func available() (float64, error) {
+	unix.Sync()
+	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
+		return 0, err
+	}
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		var kib float64
+		if _, err := fmt.Sscanf(line, "MemAvailable: %f kB", &kib); err == nil {
+			return 1024 * kib, nil
+		}
+	}
+	return 0, fmt.Errorf("/proc/meminfo has no MemAvailable")
+}
