@@ -79,10 +79,10 @@ func dropCaches(t *testing.T) {
 	}
 }
 
-// damage are the errors by which a program learns of damage: from the page cache, from the bare device, and from the file system's own
-// checks.
+// damage are the errors by which a program learns of damage: from the page cache, from the bare device, from the file system's own checks, and
+// when there was no place for a tag.
 func damage(err error) bool {
-	for _, errno := range []unix.Errno{unix.EIO, unix.EILSEQ, unix.EBADMSG, unix.EUCLEAN} {
+	for _, errno := range []unix.Errno{unix.EIO, unix.EILSEQ, unix.EBADMSG, unix.EUCLEAN, unix.ENOSPC} {
 		if errors.Is(err, errno) {
 			return true
 		}
@@ -156,11 +156,7 @@ func aligned(n int) []byte {
 // direct opens a volume's block device below the page cache and the file system.
 func (a *arena) direct(volume string) *os.File {
 	a.Helper()
-	status, err := a.bed.Volume(volume)
-	if err != nil {
-		a.Fatal(err)
-	}
-	f, err := os.OpenFile(filepath.Join("/dev/mapper", status.Mappings[0].Name), os.O_RDONLY|unix.O_DIRECT, 0)
+	f, err := os.OpenFile(filepath.Join("/dev/mapper", a.status(volume).Mappings[0].Name), os.O_RDONLY|unix.O_DIRECT, 0)
 	if err != nil {
 		a.Fatal(err)
 	}

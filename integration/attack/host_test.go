@@ -3,13 +3,17 @@
 package attack
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sealvol/sealvol/integration/qmp"
 )
@@ -17,30 +21,80 @@ import (
 // hostFile is what the host has of a disk.
 func hostFile(disk int) string { return fmt.Sprintf("/run/vmrun/disks/%d", disk) }
 
-// read reads the disk as the host does.
-func (a *arena) read(disk int, offset int64, n int) []byte {
+// hands are the host's hands on the disks that it writes to behind the guest's back: other disks with the same files behind them. By
+// vmrun's folder the files can be reached, too, but fifty times slower.
+var hands = sync.OnceValues(func() (map[int]*os.File, error) {
+	host, err := qmp.Open()
+	if err != nil {
+		return nil, err
+	}
+	opened := map[int]*os.File{}
+	for i, disk := range []int{attacked, second} {
+		node := fmt.Sprint("hand", disk)
+		if err := host.Execute("blockdev-add", object{
+			"driver": "raw", "node-name": node,
+			"file": object{"driver": "file", "locking": "off", "filename": filepath.Join(os.Getenv("VMRUN_DISKS"), fmt.Sprint(disk))},
+		}); err != nil {
+			return nil, err
+		}
+		if err := host.Execute("device_add", object{
+			"driver": "virtio-blk-pci", "drive": node, "serial": node, "bus": "bridge4", "addr": fmt.Sprintf("0x%x", 0x1f-i),
+		}); err != nil {
+			return nil, err
+		}
+		if opened[disk], err = openSerial(node); err != nil {
+			return nil, err
+		}
+	}
+	return opened, nil
+})
+
+// openSerial waits for a disk with a serial number and opens it.
+func openSerial(serial string) (*os.File, error) {
+	for deadline := time.Now().Add(limit); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		names, err := filepath.Glob("/sys/block/vd*/serial")
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			// A disk that comes or goes may have none.
+			if text, err := os.ReadFile(name); err != nil || string(text) != serial {
+				continue
+			}
+			f, err := os.OpenFile(filepath.Join("/dev", filepath.Base(filepath.Dir(name))), os.O_RDWR|unix.O_DIRECT, 0)
+			if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENXIO) {
+				return f, err
+			}
+		}
+	}
+	return nil, fmt.Errorf("no disk with serial number %s", serial)
+}
+
+func (a *arena) hand(disk int) *os.File {
 	a.Helper()
-	f, err := os.Open(hostFile(disk))
+	all, err := hands()
 	if err != nil {
 		a.Fatal(err)
 	}
-	defer f.Close()
-	b := make([]byte, n)
-	if _, err := f.ReadAt(b, offset); err != nil {
+	return all[disk]
+}
+
+// read reads a disk as the host does. What it reads and puts is a multiple of 512 bytes.
+func (a *arena) read(disk int, offset int64, n int) []byte {
+	a.Helper()
+	b := aligned(n)
+	if _, err := a.hand(disk).ReadAt(b, offset); err != nil {
 		a.Fatal(err)
 	}
 	return b
 }
 
-// put writes to the disk behind the guest's back.
+// put writes to a disk behind the guest's back.
 func (a *arena) put(disk int, offset int64, b []byte) {
 	a.Helper()
-	f, err := os.OpenFile(hostFile(disk), os.O_WRONLY, 0)
-	if err != nil {
-		a.Fatal(err)
-	}
-	defer f.Close()
-	if _, err := f.WriteAt(b, offset); err != nil {
+	memory := aligned(len(b))
+	copy(memory, b)
+	if _, err := a.hand(disk).WriteAt(memory, offset); err != nil {
 		a.Fatal(err)
 	}
 }
@@ -49,7 +103,6 @@ func (a *arena) put(disk int, offset int64, b []byte) {
 func (a *arena) flip(disk int, offsets []int64) {
 	a.Helper()
 	first, end := slices.Min(offsets), slices.Max(offsets)+block
-	// All at once, for the host's files are slow to reach.
 	image := a.read(disk, first, int(end-first))
 	for _, offset := range offsets {
 		bit := offset / block * 12345 % (8 * block)
@@ -131,7 +184,11 @@ func device(t *testing.T, disk int) string {
 func (a *arena) fault(disk int, rules ...object) (lift func()) {
 	a.Helper()
 	node := "fault" + fmt.Sprint(disk)
-	a.qmp("blockdev-add", object{"driver": "blkdebug", "node-name": node, "image": qmp.FileID(disk), "inject-error": rules})
+	options := object{"driver": "blkdebug", "node-name": node, "image": qmp.FileID(disk)}
+	if len(rules) > 0 {
+		options["inject-error"] = rules
+	}
+	a.qmp("blockdev-add", options)
 	a.stand(disk, node)
 	return func() {
 		a.Helper()
