@@ -119,7 +119,9 @@ func (b *bed) renew(ctx context.Context, old *volume.Manager) error {
 }
 
 func ownMemory() (testbed.Memory, error) {
-	debug.FreeOSMemory()
+	debug.FreeOSMemory() // collects garbage first
+	var heap runtime.MemStats
+	runtime.ReadMemStats(&heap)
 	statm, err := os.ReadFile("/proc/self/statm")
 	if err != nil {
 		return testbed.Memory{}, err
@@ -134,6 +136,7 @@ func ownMemory() (testbed.Memory, error) {
 	}
 	return testbed.Memory{
 		Goroutines: runtime.NumGoroutine(),
+		Heap:       int64(heap.HeapAlloc),
 		Resident:   resident * int64(os.Getpagesize()),
 		Files:      len(files),
 	}, nil
