@@ -82,7 +82,6 @@ func TestVMInUseNothingIsReadThatWasNotWritten(t *testing.T) {
 					})
 				}
 				workers.Wait()
-				// The kernel's own readers of what it may believe to be there: xfs and ext4 answer with their list of free space.
 				if err := trim(m); !errors.Is(err, unix.EOPNOTSUPP) {
 					t.Errorf("a discard gives %v", err)
 				}
@@ -208,8 +207,8 @@ func content(name string, n int) []byte {
 
 // trim asks for a discard of all free space, as fstrim(8) does.
 func trim(m *Mount) error {
-	// struct fstrim_range: start, length, least length
-	return ioctl(m.root, 0xc0185879 /* FITRIM */, &[3]uint64{0, ^uint64(0), 0})
+	const fitrim = 0xc0185879 // FITRIM of linux/fs.h; its struct fstrim_range has start, length and least length
+	return ioctl(m.root, fitrim, &[3]uint64{0, ^uint64(0), 0})
 }
 
 // TestVMAProgramThatReadsWhatWasNeverWrittenGetsErrors is what SECURITY.md says of such programs. None of them is of use on a volume that
