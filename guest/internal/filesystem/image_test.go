@@ -193,7 +193,7 @@ func TestAnotherFormatIsNotTakenForExt4(t *testing.T) {
 
 func TestXFSTakesItsLogAtEverySize(t *testing.T) {
 	t.Parallel()
-	for size := XFS.MinBytes(); size < 16<<40; size += size/7 - size/7%BlockBytes {
+	for size := XFS.MinBytes(); size < 16<<40; size += size/2 - size/2%BlockBytes {
 		newImage(t, XFS, size).Close()
 	}
 }

@@ -127,7 +127,7 @@ func TestVMInodesMadeAtOnceDoNotReadTheTable(t *testing.T) {
 
 // work leaves one file that the next round reads, and of this round's tree a part.
 func work(dir string, round int) error {
-	const folders, files = 12, 12
+	const folders, files = 8, 10
 	for i := range folders {
 		folder := filepath.Join(dir, fmt.Sprint(round), fmt.Sprint(i), strings.Repeat("long name ", 20))
 		if err := os.MkdirAll(folder, 0o755); err != nil {
