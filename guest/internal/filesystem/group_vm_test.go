@@ -135,7 +135,7 @@ func TestVMARootThatIsTheGroupsIsEnoughUnlessAlways(t *testing.T) {
 	})
 }
 
-// TestVMAGroupGetsMuchAndDeep has more files than fit into memory at once, and folders whose path no system call takes.
+// TestVMAGroupGetsMuchAndDeep has more files than names are held of at once, and folders whose path no system call takes.
 func TestVMAGroupGetsMuchAndDeep(t *testing.T) {
 	eachType(t, func(t *testing.T, kind Type) {
 		m := newMount(t, kind)
