@@ -94,7 +94,7 @@ func (w *Watcher) Close() error {
 }
 
 // Watch begins to count for a device, from zero; nothing that ended before counts, also not what ended on an earlier device of this
-// number. first, if it is not nil, is called once, at the first fault, and must not call the Watcher.
+// number. first, if it is not nil, is called once, at the first fault. Everybody waits for it: it must not wait, nor call the Watcher.
 func (w *Watcher) Watch(number blockdev.Number, first func(Fault)) {
 	w.locked(func() { w.devices[number] = &device{first: first, Report: Report{Incomplete: w.blind}} })
 }
@@ -110,7 +110,7 @@ func (w *Watcher) Faults(number blockdev.Number) Report {
 	return report
 }
 
-// Forget ends Watch. The device's number may then be that of another one.
+// Forget ends Watch. It must be called before the device is removed, since its number may then be another's, who watches it.
 func (w *Watcher) Forget(number blockdev.Number) {
 	w.locked(func() { delete(w.devices, number) })
 }
