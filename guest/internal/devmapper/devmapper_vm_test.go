@@ -60,7 +60,7 @@ func own(dir string, done func(step string)) error {
 	if err != nil {
 		return err
 	}
-	image, err := filesystem.Make(ctx, "/usr/sbin/mkfs.ext4", length)
+	image, err := filesystem.Ext4.Make(ctx, filesystem.Tools{Ext4: "/usr/sbin/mkfs.ext4"}, length)
 	if err != nil {
 		return err
 	}
@@ -68,7 +68,7 @@ func own(dir string, done func(step string)) error {
 		return err
 	}
 	done("file system")
-	mount, err := filesystem.Open(ctx, volume.crypt.Link(), volume.crypt.Node(), volume.crypt.Number, filesystem.Options{})
+	mount, err := filesystem.Ext4.Open(ctx, volume.crypt.Link(), volume.crypt.Node(), volume.crypt.Number, filesystem.Options{})
 	if err != nil {
 		return err
 	}
