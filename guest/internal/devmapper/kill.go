@@ -58,8 +58,8 @@ func (c *Control) letGo(name string) (held bool, err error) {
 	return held, nil
 }
 
-// fail makes a mapping fail. It goes on when ctx is over, once for each mapping, for nothing would end the system call: since Linux 6.12
-// one that a signal interrupts is restarted.
+// fail makes a mapping fail. It goes on when ctx is over, once for each mapping, for nothing would end the system call: Linux 6.12
+// restarts one that a signal interrupts.
 func (c *Control) fail(ctx context.Context, name string) error {
 	failed := c.failing.DoChan(name, func() (any, error) { return nil, c.replace(name, failing{}) })
 	select {

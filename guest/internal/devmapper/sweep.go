@@ -28,8 +28,12 @@ type Swept struct {
 // the others. These are errdefs.ErrUnavailable where a disk does not answer; those mappings fail as soon as it does, and another Sweep
 // removes them.
 //
-// It is for mappings whose owner was killed, or could not remove them. What was not written yet is not written.
+// It is for mappings whose owner was killed, or could not remove them. What was not written yet is not written. An empty prefix is
+// errdefs.ErrInvalidArgument: the guest's root may be a mapping.
 func (c *Control) Sweep(ctx context.Context, prefix string) ([]Swept, error) {
+	if prefix == "" {
+		return nil, fmt.Errorf("sweep of all mappings: %w", errdefs.ErrInvalidArgument)
+	}
 	stack, err := c.stack(prefix)
 	if err != nil {
 		return nil, err

@@ -351,23 +351,23 @@ func TestSweepOfDisksThatHang(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c, k := newStacks(t)
-		crypt, integrity, linear := k.volume("v")
+		crypt, integrity, linear := k.volume("s_v")
 		crypt.users, linear.hangs = 1, make(chan struct{})
-		busy, _, below := k.volume("w")
+		busy, _, below := k.volume("s_w")
 		busy.users, busy.hangs, below.hangs = 1, make(chan struct{}), make(chan struct{})
-		k.volume("x")
+		k.volume("s_x")
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		swept, err := c.Sweep(ctx, "")
+		swept, err := c.Sweep(ctx, "s_")
 		if !errdefs.IsUnavailable(err) || strings.Contains(err.Error(), "\n") {
 			t.Error(err)
 		}
 		// Without I/O under way the key is gone. dm-integrity, which would wait for the disk, is not touched. The sound volume is gone.
-		if crypt.kind != "error" || integrity.kind != "integrity" || integrity.deferred || slices.ContainsFunc(k.calls, func(call string) bool { return call == "remove v_dif" || call == "remove w_dif" }) {
+		if crypt.kind != "error" || integrity.kind != "integrity" || integrity.deferred || slices.ContainsFunc(k.calls, func(call string) bool { return call == "remove s_v_dif" || call == "remove s_w_dif" }) {
 			t.Errorf("crypt %+v, integrity %+v", crypt, integrity)
 		}
 		slices.SortFunc(swept, func(a, b Swept) int { return strings.Compare(a.Name, b.Name) })
-		if want := []Swept{{"v", true}, {"x", false}, {"x_cut", false}, {"x_dif", false}}; !slices.Equal(swept, want) {
+		if want := []Swept{{"s_v", true}, {"s_x", false}, {"s_x_cut", false}, {"s_x_dif", false}}; !slices.Equal(swept, want) {
 			t.Errorf("swept %v", swept)
 		}
 		for _, m := range []*fakeMapping{linear, busy, below} {
@@ -379,7 +379,7 @@ func TestSweepOfDisksThatHang(t *testing.T) {
 		}
 		crypt.users, busy.users = 0, 0
 		k.settle()
-		if _, err := c.Sweep(t.Context(), ""); err != nil || len(k.mappings) != 0 {
+		if _, err := c.Sweep(t.Context(), "s_"); err != nil || len(k.mappings) != 0 {
 			t.Errorf("again: %v, left %q", err, k.names())
 		}
 	})
@@ -387,35 +387,44 @@ func TestSweepOfDisksThatHang(t *testing.T) {
 
 func TestSweepGoesOnAfterAFailure(t *testing.T) {
 	t.Parallel()
-	for _, call := range []string{"load v_cut", "remove v", "remove v_dif"} {
+	for _, call := range []string{"load s_v_cut", "remove s_v", "remove s_v_dif"} {
 		t.Run(call, func(t *testing.T) {
 			t.Parallel()
 			c, k := newStacks(t)
-			k.volume("v")
-			k.volume("w")
+			k.volume("s_v")
+			k.volume("s_w")
 			k.fail[call] = unix.ENOMEM
-			if _, err := c.Sweep(t.Context(), ""); !errors.Is(err, unix.ENOMEM) || strings.Contains(err.Error(), "\n") {
+			if _, err := c.Sweep(t.Context(), "s_"); !errors.Is(err, unix.ENOMEM) || strings.Contains(err.Error(), "\n") {
 				t.Error(err)
 			}
-			if k.mappings["w"] != nil || k.mappings["w_dif"] != nil || k.mappings["w_cut"] != nil {
+			if k.mappings["s_w"] != nil || k.mappings["s_w_dif"] != nil || k.mappings["s_w_cut"] != nil {
 				t.Errorf("left %q", k.names())
 			}
 			k.fail[call] = nil
-			if _, err := c.Sweep(t.Context(), ""); err != nil || len(k.mappings) != 0 {
+			if _, err := c.Sweep(t.Context(), "s_"); err != nil || len(k.mappings) != 0 {
 				t.Errorf("again: %v, left %q", err, k.names())
 			}
 		})
 	}
-	for _, call := range []string{"list", "status v", "deps v"} {
+	for _, call := range []string{"list", "status s_v", "deps s_v"} {
 		t.Run(call, func(t *testing.T) {
 			t.Parallel()
 			c, k := newStacks(t)
-			k.volume("v")
+			k.volume("s_v")
 			k.fail[call] = unix.ENOMEM
-			if _, err := c.Sweep(t.Context(), ""); !errors.Is(err, unix.ENOMEM) {
+			if _, err := c.Sweep(t.Context(), "s_"); !errors.Is(err, unix.ENOMEM) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+func TestSweepOfAllMappingsIsRefused(t *testing.T) {
+	t.Parallel()
+	c, k := newStacks(t)
+	k.add("root", "verity")
+	if _, err := c.Sweep(t.Context(), ""); !errdefs.IsInvalidArgument(err) || len(k.calls) != 0 {
+		t.Errorf("%v, calls %v", err, k.calls)
 	}
 }
 
