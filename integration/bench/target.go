@@ -27,7 +27,7 @@ type open func(ctx context.Context, d disk) (time.Duration, error)
 // volume is a mounted file system.
 type volume struct {
 	dir    string
-	opened float64                                    // bytes of guest memory that it took
+	before float64                                    // bytes of memory that were available before it was made
 	tags   func(ctx context.Context) (float64, error) // bytes of guest memory for integrity tags; nil where there are none
 	undo   []func(ctx context.Context) error
 }

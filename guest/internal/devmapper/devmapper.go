@@ -18,6 +18,7 @@ import (
 	"unsafe"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/singleflight"
 	"golang.org/x/sys/unix"
 
 	"github.com/sealvol/sealvol/guest/internal/blockdev"
@@ -36,9 +37,10 @@ const udevFlags = (0x1 | 0x2 | 0x4 | 0x8 | 0x40) << 16
 
 // Control makes and removes mappings. It may be used by several goroutines at once.
 type Control struct {
-	file  *os.File
-	dev   string // /dev
-	ioctl func(request uint, buffer []byte) error
+	file    *os.File
+	dev     string // /dev
+	ioctl   func(request uint, buffer []byte) error
+	failing singleflight.Group // of mappings, by name
 }
 
 // Device is a mapping that is ready for use.

@@ -6,9 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
-	"sync"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -23,13 +20,15 @@ func (failing) kind() string { return "error" }
 
 func (failing) params() string { return "" }
 
-// Kill ends a mapping, also one that cannot be removed because somebody holds it open: then every read and write fails from now on, what stood
-// behind it is let go, its key overwritten, and the mapping goes with its last user. One that is not there is no error. held
-// says that it has users still.
+// Kill ends a mapping, also one that cannot be removed because somebody holds it open: then every read and write fails from now on, what
+// stood behind it is let go, its key overwritten, and the mapping goes with its last user. One that is not there is no error.
+// held says that it has users still.
 //
 // The kernel waits for I/O that is under way, which a disk that does not answer never ends. When ctx is over the error is
-// errdefs.ErrUnavailable: the mapping is as before, but still goes with its last user. No end of a context helps where an Integrity target
-// lies on such a disk, because the kernel then waits for it in a way that nothing interrupts. Kill what is below it first.
+// errdefs.ErrUnavailable, and Kill goes on by itself: what its users ask for has to wait, and fails as soon as the disk has answered.
+//
+// No end of a context helps where nobody holds an Integrity mapping and its disk does not answer, for the removal waits for it. Kill
+// what is below first.
 func (c *Control) Kill(ctx context.Context, name string) (held bool, err error) {
 	if held, err = c.letGo(name); err != nil || !held {
 		return false, err
@@ -59,8 +58,20 @@ func (c *Control) letGo(name string) (held bool, err error) {
 	return held, nil
 }
 
-// fail puts a failing target in the place of a mapping's.
+// fail makes a mapping fail. It goes on when ctx is over, once for each mapping, for nothing would end the system call: Linux 6.12
+// restarts one that a signal interrupts.
 func (c *Control) fail(ctx context.Context, name string) error {
+	failed := c.failing.DoChan(name, func() (any, error) { return nil, c.replace(name, failing{}) })
+	select {
+	case result := <-failed:
+		return result.Err
+	case <-ctx.Done():
+		return fmt.Errorf("stop mapping %s: I/O under way does not end: %w: %w", name, ctx.Err(), errdefs.ErrUnavailable)
+	}
+}
+
+// replace puts a target in the place of a mapping's. Nothing is written back first.
+func (c *Control) replace(name string, target Target) error {
 	spec, _, err := c.target(name, unix.DM_STATUS_TABLE_FLAG)
 	if errdefs.IsNotFound(err) {
 		return nil // without a table it fails already
@@ -70,64 +81,24 @@ func (c *Control) fail(ctx context.Context, name string) error {
 	}
 	load := newMessage(name)
 	load.Target_count = 1
-	if _, err := c.send(unix.DM_TABLE_LOAD, load, encodeTarget(spec.Length, failing{})); err != nil {
-		return fmt.Errorf("load error table of mapping %s: %w", name, err)
+	if _, err := c.send(unix.DM_TABLE_LOAD, load, encodeTarget(spec.Length, target)); err != nil {
+		return fmt.Errorf("load %s table of mapping %s: %w", target.kind(), name, err)
 	}
-	err = interruptible(ctx, func() error {
+	for {
 		suspend := newMessage(name)
-		// Nothing is written back first, neither by the file system nor by those who wait for room.
 		suspend.Flags |= unix.DM_SUSPEND_FLAG | unix.DM_NOFLUSH_FLAG | unix.DM_SKIP_LOCKFS_FLAG
 		_, err := c.send(unix.DM_DEV_SUSPEND, suspend, nil)
-		return err
-	})
-	if err != nil {
-		if _, clearErr := c.send(unix.DM_TABLE_CLEAR, newMessage(name), nil); clearErr != nil {
-			err = fmt.Errorf("%w; clear error table: %w", err, clearErr)
+		if err == nil {
+			break
 		}
-		return fmt.Errorf("stop mapping %s: %w", name, err)
+		if !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("stop mapping %s: %w", name, err)
+		}
 	}
 	resume := newMessage(name)
 	resume.Event_nr = udevFlags
 	if _, err := c.send(unix.DM_DEV_SUSPEND, resume, nil); err != nil {
-		return fmt.Errorf("start error table of mapping %s: %w", name, err)
+		return fmt.Errorf("start %s table of mapping %s: %w", target.kind(), name, err)
 	}
 	return nil
-}
-
-// interruptible makes a system call that waits for as long as it takes unless a signal interrupts it, and interrupts it when ctx is
-// over. The error is errdefs.ErrUnavailable then.
-func interruptible(ctx context.Context, call func() error) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	process, thread := unix.Getpid(), unix.Gettid()
-	done := make(chan struct{})
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer close(done)
-	wg.Go(func() {
-		select {
-		case <-done:
-			return
-		case <-ctx.Done():
-		}
-		// Again and again, for the thread may be on its way into the kernel still. The Go runtime uses this signal for itself and
-		// takes it at any time.
-		for {
-			_ = unix.Tgkill(process, thread, unix.SIGURG)
-			select {
-			case <-done:
-				return
-			case <-time.After(10 * time.Millisecond):
-			}
-		}
-	})
-	for {
-		err := call()
-		if !errors.Is(err, unix.EINTR) {
-			return err
-		}
-		if ctx.Err() != nil {
-			return fmt.Errorf("I/O under way does not end: %w: %w", ctx.Err(), errdefs.ErrUnavailable)
-		}
-	}
 }

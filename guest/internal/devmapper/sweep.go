@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -23,46 +25,100 @@ type Swept struct {
 
 // Sweep ends all mappings whose name begins with prefix, and removes their links. None of them gives or takes data afterwards, their keys are
 // overwritten, and what they were made of, other than disks, is free. It does this to all of which it can, and then tells the errors of
-// the others. These are errdefs.ErrUnavailable where a disk did not answer until ctx was over.
+// the others. These are errdefs.ErrUnavailable where a disk does not answer; those mappings fail as soon as it does, and another Sweep
+// removes them.
 //
-// It is for mappings whose owner was killed, or could not remove them. Nothing of what was not written yet is written.
+// It is for mappings whose owner was killed, or could not remove them. What was not written yet is not written. An empty prefix is
+// errdefs.ErrInvalidArgument: the guest's root may be a mapping.
 func (c *Control) Sweep(ctx context.Context, prefix string) ([]Swept, error) {
+	if prefix == "" {
+		return nil, fmt.Errorf("sweep of all mappings: %w", errdefs.ErrInvalidArgument)
+	}
 	stack, err := c.stack(prefix)
 	if err != nil {
 		return nil, err
 	}
-	var swept []Swept
-	var errs []error
-	// First no disk is used any more. What follows would wait for one that does not answer, and dm-integrity in a way that nothing
-	// interrupts.
-	hangs := map[string]bool{}
-	for _, level := range slices.Backward(stack) { // lowest first
-		if level.isLowest {
-			if err := c.fail(ctx, level.Name); err != nil && !errors.Is(err, unix.ENXIO) {
-				hangs[level.Name] = true
-				errs = append(errs, err)
-			}
-		}
-		for _, below := range level.below {
-			hangs[level.Name] = hangs[level.Name] || hangs[below]
+	s := &sweep{control: c, hangs: map[string]bool{}}
+	// First no disk is used any more. What follows would wait for one that does not answer, dm-integrity for as long as it takes.
+	lowest := slices.DeleteFunc(slices.Clone(stack), func(l layer) bool { return !l.isLowest })
+	half, cancel := halfTime(ctx)
+	defer cancel()
+	s.cutOff(half, lowest)
+	for _, l := range slices.Backward(stack) {
+		s.hangs[l.Name] = s.hangs[l.Name] || slices.ContainsFunc(l.below, func(name string) bool { return s.hangs[name] })
+	}
+	var waiting sync.WaitGroup
+	for _, l := range stack {
+		switch {
+		case !s.hangs[l.Name]:
+			s.kill(ctx, l.Name)
+		case l.kind == (Integrity{}).kind():
+			s.fails(fmt.Errorf("mapping %s waits for its disk: %w", l.Name, errdefs.ErrUnavailable))
+		case !l.isLowest:
+			waiting.Go(func() { s.kill(ctx, l.Name) })
 		}
 	}
-	for _, level := range stack {
-		if hangs[level.Name] && level.kind == (Integrity{}).kind() {
-			errs = append(errs, fmt.Errorf("mapping %s waits for its disk: %w", level.Name, errdefs.ErrUnavailable))
-			continue
-		}
-		held, err := c.Kill(ctx, level.Name)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		swept = append(swept, Swept{Name: level.Name, Held: held})
-	}
+	waiting.Wait()
 	if err := c.removeLinks(prefix); err != nil {
-		errs = append(errs, err)
+		s.fails(err)
 	}
-	return swept, oneLine(errs)
+	return s.swept, s.err
+}
+
+// sweep is what has become of the mappings.
+type sweep struct {
+	control *Control
+
+	mu    sync.Mutex
+	swept []Swept
+	err   error
+	hangs map[string]bool // mappings whose disk does not answer
+}
+
+// cutOff makes mappings fail, all at once because each may have to wait.
+func (s *sweep) cutOff(ctx context.Context, layers []layer) {
+	var wg sync.WaitGroup
+	for _, l := range layers {
+		wg.Go(func() {
+			if err := s.control.fail(ctx, l.Name); err != nil && !errors.Is(err, unix.ENXIO) {
+				s.fails(err)
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				s.hangs[l.Name] = true
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func (s *sweep) kill(ctx context.Context, name string) {
+	held, err := s.control.Kill(ctx, name)
+	if err != nil {
+		s.fails(err)
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.swept = append(s.swept, Swept{Name: name, Held: held})
+}
+
+// fails adds an error. Not errors.Join, which breaks lines.
+func (s *sweep) fails(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		err = fmt.Errorf("%w; %w", s.err, err)
+	}
+	s.err = err
+}
+
+// halfTime is a context for half of the time that ctx has left.
+func halfTime(ctx context.Context) (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, time.Until(deadline)/2)
 }
 
 // layer is a mapping and what it stands on.
@@ -154,16 +210,4 @@ func (c *Control) removeLinks(prefix string) error {
 		}
 	}
 	return nil
-}
-
-// oneLine is errors.Join without line breaks.
-func oneLine(errs []error) (all error) {
-	for _, err := range errs {
-		if all == nil {
-			all = err
-		} else {
-			all = fmt.Errorf("%w; %w", all, err)
-		}
-	}
-	return all
 }

@@ -8,7 +8,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unsafe"
 
@@ -27,13 +29,14 @@ type fakeMapping struct {
 	loaded    bool
 	suspended bool
 	deferred  bool
-	hangs     bool // its disk
+	hangs     chan struct{} // until it is closed, the disk does not answer; nil: it always does
 	gone      bool
 }
 
-// fakeStacks is a kernel with mappings over one another. A hanging disk makes a suspend end with EINTR, as it does when a signal comes.
+// fakeStacks is a kernel with mappings over one another.
 type fakeStacks struct {
 	t        *testing.T
+	mu       sync.Mutex
 	mappings map[string]*fakeMapping
 	calls    []string
 	fail     map[string]error // by call
@@ -98,6 +101,8 @@ func reply(buffer, answer []byte) error {
 }
 
 func (k *fakeStacks) ioctl(request uint, buffer []byte) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	header := (*unix.DmIoctl)(unsafe.Pointer(&buffer[0]))
 	name := text(header.Name[:])
 	call := map[uint]string{
@@ -153,9 +158,10 @@ func (k *fakeStacks) ioctl(request uint, buffer []byte) error {
 		if header.Flags&unix.DM_NOFLUSH_FLAG == 0 || header.Flags&unix.DM_SKIP_LOCKFS_FLAG == 0 {
 			k.t.Errorf("flags of suspend are %#x", header.Flags)
 		}
-		if m.hangs {
-			time.Sleep(time.Millisecond)
-			return unix.EINTR
+		if m.hangs != nil {
+			k.mu.Unlock()
+			<-m.hangs
+			k.mu.Lock()
 		}
 		m.suspended = true
 	case "resume":
@@ -244,23 +250,30 @@ func TestKillMakesWhatIsHeldFail(t *testing.T) {
 
 func TestKillOfAMappingThatItsDiskKeepsBusy(t *testing.T) {
 	t.Parallel()
-	c, k := newStacks(t)
-	crypt, _, _ := k.volume("one")
-	crypt.users, crypt.hangs = 1, true
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	held, err := c.Kill(ctx, "one")
-	if !held || !errdefs.IsUnavailable(err) || !errors.Is(err, context.DeadlineExceeded) || strings.Contains(err.Error(), "\n") {
-		t.Errorf("%v, %v", held, err)
-	}
-	if crypt.kind != "crypt" || crypt.loaded || crypt.suspended || !crypt.deferred {
-		t.Errorf("left %+v", crypt)
-	}
-	// When the disk answers again.
-	crypt.hangs = false
-	if held, err := c.Kill(t.Context(), "one"); !held || err != nil || crypt.kind != "error" {
-		t.Errorf("%v, %v, %+v", held, err, crypt)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		c, k := newStacks(t)
+		crypt, _, _ := k.volume("one")
+		crypt.users, crypt.hangs = 1, make(chan struct{})
+		for range 2 { // of which the second waits for the first
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			held, err := c.Kill(ctx, "one")
+			if !held || !errdefs.IsUnavailable(err) || !errors.Is(err, context.DeadlineExceeded) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("%v, %v", held, err)
+			}
+		}
+		if !crypt.deferred {
+			t.Errorf("it will not go with its last user: %+v", crypt)
+		}
+		close(crypt.hangs)
+		synctest.Wait()
+		if crypt.kind != "error" {
+			t.Errorf("%+v, although the disk has answered", crypt)
+		}
+		if calls := strings.Join(k.calls, ", "); calls != "remove one, load one, suspend one, remove one, resume one" {
+			t.Errorf("calls %s", calls)
+		}
+	})
 }
 
 func TestKillTellsWhatFailed(t *testing.T) {
@@ -273,9 +286,6 @@ func TestKillTellsWhatFailed(t *testing.T) {
 			k.fail[call] = unix.ENOMEM
 			if _, err := c.Kill(t.Context(), "one"); !errors.Is(err, unix.ENOMEM) || !strings.Contains(err.Error(), "one") {
 				t.Error(err)
-			}
-			if loaded := k.mappings["one"].loaded; loaded && call != "resume one" {
-				t.Error("the error table is left")
 			}
 			// The last user goes in the middle.
 			k.fail[call] = unix.ENXIO
@@ -337,58 +347,84 @@ func TestSweepTakesTheDiskAwayFirstAndThenFromTheTop(t *testing.T) {
 	}
 }
 
-func TestSweepOfADiskThatHangs(t *testing.T) {
+func TestSweepOfDisksThatHang(t *testing.T) {
 	t.Parallel()
-	c, k := newStacks(t)
-	crypt, integrity, linear := k.volume("v")
-	k.volume("w")
-	crypt.users, linear.hangs = 1, true
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	swept, err := c.Sweep(ctx, "")
-	if !errdefs.IsUnavailable(err) || strings.Contains(err.Error(), "\n") {
-		t.Error(err)
-	}
-	// The key is gone, and dm-integrity, which would wait for the disk, was not touched.
-	if crypt.kind != "error" || integrity.kind != "integrity" || integrity.deferred || slices.Contains(k.calls, "remove v_dif") {
-		t.Errorf("crypt %+v, integrity %+v", crypt, integrity)
-	}
-	if !slices.Contains(swept, Swept{"v", true}) || !slices.Contains(swept, Swept{"w", false}) || len(swept) != 4 {
-		t.Errorf("swept %v", swept)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		c, k := newStacks(t)
+		crypt, integrity, linear := k.volume("s_v")
+		crypt.users, linear.hangs = 1, make(chan struct{})
+		busy, _, below := k.volume("s_w")
+		busy.users, busy.hangs, below.hangs = 1, make(chan struct{}), make(chan struct{})
+		k.volume("s_x")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		swept, err := c.Sweep(ctx, "s_")
+		if !errdefs.IsUnavailable(err) || strings.Contains(err.Error(), "\n") {
+			t.Error(err)
+		}
+		// Without I/O under way the key is gone. dm-integrity, which would wait for the disk, is not touched. The sound volume is gone.
+		if crypt.kind != "error" || integrity.kind != "integrity" || integrity.deferred || slices.ContainsFunc(k.calls, func(call string) bool { return call == "remove s_v_dif" || call == "remove s_w_dif" }) {
+			t.Errorf("crypt %+v, integrity %+v", crypt, integrity)
+		}
+		slices.SortFunc(swept, func(a, b Swept) int { return strings.Compare(a.Name, b.Name) })
+		if want := []Swept{{"s_v", true}, {"s_x", false}, {"s_x_cut", false}, {"s_x_dif", false}}; !slices.Equal(swept, want) {
+			t.Errorf("swept %v", swept)
+		}
+		for _, m := range []*fakeMapping{linear, busy, below} {
+			close(m.hangs)
+		}
+		synctest.Wait()
+		if linear.kind != "error" || busy.kind != "error" || below.kind != "error" {
+			t.Errorf("%+v, %+v, %+v, although the disks have answered", linear, busy, below)
+		}
+		crypt.users, busy.users = 0, 0
+		k.settle()
+		if _, err := c.Sweep(t.Context(), "s_"); err != nil || len(k.mappings) != 0 {
+			t.Errorf("again: %v, left %q", err, k.names())
+		}
+	})
 }
 
 func TestSweepGoesOnAfterAFailure(t *testing.T) {
 	t.Parallel()
-	for _, call := range []string{"load v_cut", "remove v", "remove v_dif"} {
+	for _, call := range []string{"load s_v_cut", "remove s_v", "remove s_v_dif"} {
 		t.Run(call, func(t *testing.T) {
 			t.Parallel()
 			c, k := newStacks(t)
-			k.volume("v")
-			k.volume("w")
+			k.volume("s_v")
+			k.volume("s_w")
 			k.fail[call] = unix.ENOMEM
-			if _, err := c.Sweep(t.Context(), ""); !errors.Is(err, unix.ENOMEM) || strings.Contains(err.Error(), "\n") {
+			if _, err := c.Sweep(t.Context(), "s_"); !errors.Is(err, unix.ENOMEM) || strings.Contains(err.Error(), "\n") {
 				t.Error(err)
 			}
-			if k.mappings["w"] != nil || k.mappings["w_dif"] != nil || k.mappings["w_cut"] != nil {
+			if k.mappings["s_w"] != nil || k.mappings["s_w_dif"] != nil || k.mappings["s_w_cut"] != nil {
 				t.Errorf("left %q", k.names())
 			}
 			k.fail[call] = nil
-			if _, err := c.Sweep(t.Context(), ""); err != nil || len(k.mappings) != 0 {
+			if _, err := c.Sweep(t.Context(), "s_"); err != nil || len(k.mappings) != 0 {
 				t.Errorf("again: %v, left %q", err, k.names())
 			}
 		})
 	}
-	for _, call := range []string{"list", "status v", "deps v"} {
+	for _, call := range []string{"list", "status s_v", "deps s_v"} {
 		t.Run(call, func(t *testing.T) {
 			t.Parallel()
 			c, k := newStacks(t)
-			k.volume("v")
+			k.volume("s_v")
 			k.fail[call] = unix.ENOMEM
-			if _, err := c.Sweep(t.Context(), ""); !errors.Is(err, unix.ENOMEM) {
+			if _, err := c.Sweep(t.Context(), "s_"); !errors.Is(err, unix.ENOMEM) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+func TestSweepOfAllMappingsIsRefused(t *testing.T) {
+	t.Parallel()
+	c, k := newStacks(t)
+	k.add("root", "verity")
+	if _, err := c.Sweep(t.Context(), ""); !errdefs.IsInvalidArgument(err) || len(k.calls) != 0 {
+		t.Errorf("%v, calls %v", err, k.calls)
 	}
 }
 

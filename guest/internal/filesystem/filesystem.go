@@ -1,7 +1,7 @@
 // Package filesystem makes the file system of a volume, holds it mounted where no path leads, and gives it to a group.
 //
 // On a new sealed volume a block that was never written cannot be read: its tag does not fit. Every mkfs reads such blocks, so the
-// file system is made on a sparse file in memory and only what mkfs wrote is copied. The kernel's ext4 and xfs read nothing else.
+// file system is made on a sparse file in memory, and what mkfs wrote is copied, with what the kernel reads beside that as zeros.
 package filesystem
 
 import (

@@ -2,6 +2,7 @@ package filesystem
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"iter"
 	"os"
 	"os/exec"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -26,7 +28,8 @@ const (
 
 // Image is a new file system in memory: a sparse file that has only the blocks that were written.
 type Image struct {
-	file *os.File
+	file  *os.File
+	zeros []extent // what the kernel reads beside that, as zeros
 }
 
 // command is a mkfs without the name of the file that it writes to, which is its last argument.
@@ -170,8 +173,33 @@ func (i *Image) copyParts(ctx context.Context, device io.WriterAt, parts <-chan 
 
 type extent struct{ start, end int64 }
 
-// extents yields the parts of the image that have been written, in whole blocks.
+// extents yields the parts of the image that have to be on the device, in whole blocks, in order and without overlaps.
 func (i *Image) extents() iter.Seq2[extent, error] {
+	return func(yield func(extent, error) bool) {
+		all := slices.Clone(i.zeros)
+		for e, err := range i.written() {
+			if err != nil {
+				yield(extent{}, err)
+				return
+			}
+			all = append(all, e)
+		}
+		slices.SortFunc(all, func(a, b extent) int { return cmp.Compare(a.start, b.start) })
+		for len(all) > 0 {
+			e, n := all[0], 1
+			for ; n < len(all) && all[n].start <= e.end; n++ {
+				e.end = max(e.end, all[n].end)
+			}
+			all = all[n:]
+			if !yield(e, nil) {
+				return
+			}
+		}
+	}
+}
+
+// written yields the parts of the image that have been written, in whole blocks.
+func (i *Image) written() iter.Seq2[extent, error] {
 	return func(yield func(extent, error) bool) {
 		fd := int(i.file.Fd())
 		for at := int64(0); ; {

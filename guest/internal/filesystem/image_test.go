@@ -7,11 +7,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 )
@@ -60,17 +63,19 @@ func TestMakeWritesLittleWhateverTheSize(t *testing.T) {
 		size        uint64
 		least, most int64
 	}{
-		{Ext4, Ext4.MinBytes(), 1, 256 << 10},
-		{Ext4, 64 << 20, 1, 1 << 20},
-		{Ext4, 1 << 30, 1, 1 << 20},
-		{Ext4, 100 << 30, 1, 2 << 20},
-		{Ext4, 100<<30 + 12288, 1, 2 << 20},
+		// The whole of the inode tables, and little more.
+		{Ext4, Ext4.MinBytes(), 32 << 10, 256 << 10},
+		{Ext4, 64 << 20, 1 << 20, 2 << 20},
+		{Ext4, 1 << 30, 16 << 20, 17 << 20},
+		{Ext4, 10 << 30, 67 << 20, 68 << 20},
+		{Ext4, 100 << 30, 112 << 20, 120 << 20},
+		{Ext4, 100<<30 + 12288, 112 << 20, 120 << 20},
 		// The whole of the log, which the kernel reads, and little more.
 		{XFS, XFS.MinBytes(), 10 << 20, 11 << 20},
 		{XFS, 1 << 30, 16 << 20, 17 << 20},
 		{XFS, 1<<30 + 4096, 16 << 20, 17 << 20},
-		{XFS, 100 << 30, 64 << 20, 65 << 20},
-		{XFS, 2 << 40, 64 << 20, 65 << 20},
+		{XFS, 100 << 30, 16 << 20, 17 << 20},
+		{XFS, 2 << 40, 16 << 20, 17 << 20},
 	} {
 		if n := written(t, newImage(t, c.kind, c.size)); n < c.least || n > c.most {
 			t.Errorf("%s of %d bytes: %d bytes to copy, not %d to %d", c.kind, c.size, n, c.least, c.most)
@@ -135,10 +140,61 @@ func TestCopyIsTheXFS(t *testing.T) {
 		t.Fatal(err)
 	}
 	info := " " + strings.Join(strings.Fields(string(output)), " ") + " "
-	for _, want := range []string{"isize=512", "sectsz=4096", "bsize=4096", "blocks=65536,", "crc=1", "finobt=1,", "sparse=1,", "rmapbt=0", "reflink=1", "bigtime=1", "inobtcount=1", "log =internal", "blocks=2560,"} {
+	for _, want := range []string{"isize=512", "sectsz=4096", "bsize=4096", "blocks=65536,", "crc=1", "finobt=1,", "sparse=1,", "rmapbt=0", "reflink=1", "bigtime=1", "inobtcount=1", "log =internal", "blocks=4096,"} {
 		if !strings.Contains(info, " "+want+" ") {
 			t.Errorf("%q is not there: %s", want, info)
 		}
+	}
+}
+
+func TestInodeTablesAreWhereTheToolsSeeThem(t *testing.T) {
+	t.Parallel()
+	for _, size := range []uint64{Ext4.MinBytes(), 1 << 30, 3<<30 + 12288, 10 << 30} {
+		image := newImage(t, Ext4, size)
+		copied := filepath.Join(t.TempDir(), "ext4")
+		file, err := os.Create(copied)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		if err := errors.Join(file.Truncate(int64(size)), image.copyTo(t.Context(), file)); err != nil {
+			t.Fatal(err)
+		}
+		output, err := exec.Command("/usr/sbin/dumpe2fs", copied).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var tables []extent
+		for _, found := range regexp.MustCompile(`Inode table at (\d+)-(\d+) `).FindAllStringSubmatch(string(output), -1) {
+			first, firstErr := strconv.ParseInt(found[1], 10, 64)
+			last, lastErr := strconv.ParseInt(found[2], 10, 64)
+			if err := errors.Join(firstErr, lastErr); err != nil {
+				t.Fatal(err)
+			}
+			tables = append(tables, extent{first * BlockBytes, (last + 1) * BlockBytes})
+		}
+		if d := cmp.Diff(tables, image.zeros, cmp.AllowUnexported(extent{})); d != "" {
+			t.Errorf("%d bytes: %s", size, d)
+		}
+	}
+}
+
+func TestAnotherFormatIsNotTakenForExt4(t *testing.T) {
+	t.Parallel()
+	for name, content := range map[string]string{
+		"nothing": "", "zeros": strings.Repeat("\x00", 8192), "noise": strings.Repeat("\xff", 8192),
+		"no groups": strings.Repeat("\x00", 1024+0x38) + "\x53\xef" + strings.Repeat("\x00", 8192),
+	} {
+		if tables, err := inodeTables(strings.NewReader(content)); err == nil {
+			t.Errorf("%s: %v", name, tables)
+		}
+	}
+}
+
+func TestXFSTakesItsLogAtEverySize(t *testing.T) {
+	t.Parallel()
+	for size := XFS.MinBytes(); size < 16<<40; size += size/2 - size/2%BlockBytes {
+		newImage(t, XFS, size).Close()
 	}
 }
 
@@ -149,8 +205,8 @@ func TestMakeDoesNotReadTheImagesConfiguration(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Setenv("MKE2FS_CONFIG", config)
-	if n := written(t, newImage(t, Ext4, 64<<20)); n > 1<<20 {
-		t.Errorf("%d bytes of metadata", n)
+	if n := written(t, newImage(t, Ext4, 64<<20)); n > 2<<20 { // a journal has 4 MiB
+		t.Errorf("%d bytes to copy", n)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -35,14 +36,43 @@ func undo(t *testing.T, do func(context.Context) error) {
 	})
 }
 
-// sparseDisk is a disk of any size, as long as little of it is written: a file in the machine's memory.
-func sparseDisk(t *testing.T, size uint64) *loop.Device {
+// volume is a sealed volume and the disk that it is on, a file in the machine's memory.
+type volume struct {
+	devmapper.Device
+	disk *os.File
+}
+
+// noMoreWrites makes every write to the disk fail from now on, as a host may.
+func (v volume) noMoreWrites(t *testing.T) {
 	t.Helper()
-	file, err := memoryFile("disk")
+	if _, err := unix.FcntlInt(v.disk.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_WRITE); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// damage changes every byte that was ever written to the disk.
+func (v volume) damage(t *testing.T) {
+	t.Helper()
+	for written, err := range (&Image{file: v.disk}).extents() {
+		if err != nil {
+			t.Fatal(err)
+		}
+		garbage := make([]byte, written.end-written.start)
+		if _, err := v.disk.WriteAt(garbage, written.start); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// sparseDisk is a disk of any size, as long as little of it is written, and its file.
+func sparseDisk(t *testing.T, size uint64) (*loop.Device, *os.File) {
+	t.Helper()
+	fd, err := unix.MemfdCreate("disk", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer file.Close()
+	file := os.NewFile(uintptr(fd), "disk")
+	undo(t, func(context.Context) error { return file.Close() })
 	if err := file.Truncate(int64(size)); err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +81,7 @@ func sparseDisk(t *testing.T, size uint64) *loop.Device {
 		t.Fatal(err)
 	}
 	undo(t, func(context.Context) error { return disk.Close() })
-	return disk
+	return disk, file
 }
 
 // mapping makes a mapping that lives as long as the test.
@@ -66,14 +96,14 @@ func mapping(t *testing.T, control *devmapper.Control, name string, size uint64,
 }
 
 // sealed is a new sealed volume of which nothing was ever written, as package volume makes it. A read of such a block is an error.
-func sealed(t *testing.T, size uint64) devmapper.Device {
+func sealed(t *testing.T, size uint64) volume {
 	t.Helper()
 	control, err := devmapper.Open()
 	if err != nil {
 		t.Fatal(err)
 	}
 	undo(t, func(context.Context) error { return control.Close() })
-	disk := sparseDisk(t, size)
+	disk, file := sparseDisk(t, size)
 	tags, err := tagstore.New(t.Context(), size)
 	if err != nil {
 		t.Fatal(err)
@@ -84,10 +114,8 @@ func sealed(t *testing.T, size uint64) devmapper.Device {
 		t.Fatal(err)
 	}
 	undo(t, func(context.Context) error { return key.Destroy() })
-	// The linear mapping is where a test can take the disk away.
-	cut := mapping(t, control, "fs_cut", size, devmapper.Linear{Device: disk.Number})
 	integrity := mapping(t, control, "fs_dif", size, devmapper.Integrity{
-		Data: cut.Number, Meta: tags.Number(), TagBytes: tagstore.TagBytes, BlockBytes: tagstore.BlockBytes, JournalSectors: 64, BufferSectors: 8,
+		Data: disk.Number, Meta: tags.Number(), TagBytes: tagstore.TagBytes, BlockBytes: tagstore.BlockBytes, JournalSectors: 64, BufferSectors: 8,
 	})
 	var crypt devmapper.Device
 	const description = "sealvol:fs"
@@ -100,11 +128,11 @@ func sealed(t *testing.T, size uint64) devmapper.Device {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	return crypt
+	return volume{Device: crypt, disk: file}
 }
 
 // format makes a file system on a device.
-func format(t *testing.T, kind Type, device devmapper.Device) {
+func format(t *testing.T, kind Type, device volume) {
 	t.Helper()
 	start := time.Now()
 	image := newImage(t, kind, device.Bytes)
@@ -116,7 +144,7 @@ func format(t *testing.T, kind Type, device devmapper.Device) {
 }
 
 // open mounts a device until the test's end.
-func open(t *testing.T, kind Type, device devmapper.Device) *Mount {
+func open(t *testing.T, kind Type, device volume) *Mount {
 	t.Helper()
 	start := time.Now()
 	m, err := kind.Open(t.Context(), device.Link(), device.Node(), device.Number, Options{Attributes: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV})
@@ -188,4 +216,12 @@ func complaints(t *testing.T, do func()) (lines []string) {
 			lines = append(lines, text)
 		}
 	}
+}
+
+// ioctl makes an ioctl with a pointer to its argument.
+func ioctl[T any](f *os.File, request uintptr, argument *T) error {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), request, uintptr(unsafe.Pointer(argument))); errno != 0 {
+		return errno
+	}
+	return nil
 }

@@ -18,15 +18,18 @@ const (
 	// instanceDir is where our trace instance is. The name is fixed, so that what a killed process left is found.
 	instanceDir = "instances/sealvol"
 	eventDir    = "events/block/block_bio_complete"
-	// bufferKiB is for each processor; a record takes some 50 bytes.
+	// bufferKiB is for each processor.
 	bufferKiB = 128
+	// recordBytes is the least that a record takes: its fields have 40 bytes.
+	recordBytes = 40
 )
 
 // instance is a trace instance, with buffers and settings that nobody else uses.
 type instance struct {
-	tracefs *os.Root
-	pipe    *os.File
-	raw     syscall.RawConn
+	tracefs  *os.Root
+	pipe     *os.File
+	raw      syscall.RawConn
+	capacity int // records
 }
 
 func openInstance() (*instance, error) {
@@ -79,7 +82,9 @@ func newInstance(tracefs *os.Root) (_ *instance, err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, tracefs.Remove(instanceDir))
+			if undoErr := tracefs.Remove(instanceDir); undoErr != nil {
+				err = fmt.Errorf("%w; undo: %w", err, undoErr)
+			}
 		}
 	}()
 	i := &instance{tracefs: tracefs}
@@ -111,7 +116,17 @@ func newInstance(tracefs *os.Root) (_ *instance, err error) {
 			return nil, precondition(err)
 		}
 	}
+	processors, err := i.processors()
+	if err != nil {
+		return nil, err
+	}
+	i.capacity = len(processors) * (bufferKiB << 10) / recordBytes
 	return i, nil
+}
+
+// processors are the folders of those that there can be.
+func (i *instance) processors() ([]string, error) {
+	return fs.Glob(i.tracefs.FS(), path.Join(instanceDir, "per_cpu/cpu*"))
 }
 
 // precondition marks an error that says that this kernel, as it is configured, cannot do it: without the file, or locked down.
@@ -132,10 +147,11 @@ func (i *instance) set(name, value string) error {
 	return err
 }
 
-func (i *instance) Wait(drain func()) error {
+func (i *instance) Wait(drain func() (more bool)) error {
 	// The runtime's poller calls this when the kernel has woken it, first of all once, until the file is closed.
 	return i.raw.Read(func(uintptr) bool {
-		drain()
+		for drain() {
+		}
 		return false
 	})
 }
@@ -149,18 +165,18 @@ func (i *instance) Read(b []byte) (n int, err error) {
 }
 
 func (i *instance) Dropped() (dropped uint64, err error) {
-	files, err := fs.Glob(i.tracefs.FS(), path.Join(instanceDir, "per_cpu/cpu*/stats"))
+	processors, err := i.processors()
 	if err != nil {
 		return 0, err
 	}
-	for _, file := range files {
-		stats, err := fs.ReadFile(i.tracefs.FS(), file)
+	for _, processor := range processors {
+		stats, err := fs.ReadFile(i.tracefs.FS(), path.Join(processor, "stats"))
 		if err != nil {
 			return 0, err
 		}
 		n, err := parseStats(string(stats))
 		if err != nil {
-			return 0, fmt.Errorf("%s: %w", file, err)
+			return 0, fmt.Errorf("%s: %w", processor, err)
 		}
 		dropped += n
 	}

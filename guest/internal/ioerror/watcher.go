@@ -32,21 +32,24 @@ type Report struct {
 
 // Watcher listens to the kernel. It may be used by several goroutines at once.
 type Watcher struct {
-	log   *slog.Logger
-	trace trace
-	done  chan struct{} // closed at the end of the goroutine
+	log      *slog.Logger
+	trace    trace
+	capacity int           // records that the trace holds at most
+	done     chan struct{} // closed at the end of the goroutine
 
 	mu      sync.Mutex // also for reading the trace
 	devices map[blockdev.Number]*device
 	partial string // the beginning of a line whose end was not read yet
 	dropped uint64 // records, so far
 	blind   bool   // nothing is read any more: the trace failed, or is closed
+	// One line in the log for each kind of trouble: errors come in thousands.
+	dropping, garbled sync.Once
 }
 
 // trace is where the kernel puts its records.
 type trace interface {
-	// Wait calls drain whenever there is something to read, until the trace is closed.
-	Wait(drain func()) error
+	// Wait calls drain whenever there is something to read, and again while it returns true, until the trace is closed.
+	Wait(drain func() (more bool)) error
 	// Read fails with unix.EAGAIN when there is nothing to read.
 	Read(b []byte) (int, error)
 	// Dropped is the number of records that found no room, since the beginning.
@@ -66,14 +69,14 @@ func Open(log *slog.Logger) (*Watcher, error) {
 	if err != nil {
 		return nil, fmt.Errorf("watch for I/O errors: %w", err)
 	}
-	return start(t, log), nil
+	return start(t, t.capacity, log), nil
 }
 
-func start(t trace, log *slog.Logger) *Watcher {
-	w := &Watcher{log: log, trace: t, done: make(chan struct{}), devices: map[blockdev.Number]*device{}}
+func start(t trace, capacity int, log *slog.Logger) *Watcher {
+	w := &Watcher{log: log, trace: t, capacity: capacity, done: make(chan struct{}), devices: map[blockdev.Number]*device{}}
 	go func() {
 		defer close(w.done)
-		err := t.Wait(func() { w.locked(func() {}) })
+		err := t.Wait(w.read)
 		w.locked(func() { w.lose(err) })
 	}()
 	return w
@@ -91,7 +94,7 @@ func (w *Watcher) Close() error {
 }
 
 // Watch begins to count for a device, from zero; nothing that ended before counts, also not what ended on an earlier device of this
-// number. first, if it is not nil, is called once, at the first fault, and must not call the Watcher.
+// number. first, if it is not nil, is called once, at the first fault. Everybody waits for it: it must not wait, nor call the Watcher.
 func (w *Watcher) Watch(number blockdev.Number, first func(Fault)) {
 	w.locked(func() { w.devices[number] = &device{first: first, Report: Report{Incomplete: w.blind}} })
 }
@@ -107,12 +110,18 @@ func (w *Watcher) Faults(number blockdev.Number) Report {
 	return report
 }
 
-// Forget ends Watch. The device's number may then be that of another one.
+// Forget ends Watch. It must be called before the device is removed, since its number may then be another's, who watches it.
 func (w *Watcher) Forget(number blockdev.Number) {
 	w.locked(func() { delete(w.devices, number) })
 }
 
-// locked reads what is in the trace, then calls do, and tells those who want to know of a first fault.
+func (w *Watcher) read() (more bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.drain()
+}
+
+// locked reads what is in the trace, and then calls do.
 func (w *Watcher) locked(do func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -120,35 +129,42 @@ func (w *Watcher) locked(do func()) {
 	do()
 }
 
-// drain reads until the trace is empty. An I/O is recorded before whoever waits for it is told, so that afterwards all that has ended is
-// counted.
-func (w *Watcher) drain() {
+// drain reads what was in the trace when it was called. An I/O is recorded before whoever waits for it is told, so afterwards all that has ended
+// before is counted. Who causes errors faster than they can be read must not keep it from returning: after as many lines as the trace
+// can hold, which come in the order of their time, what is left is newer, and more is true.
+func (w *Watcher) drain() (more bool) {
 	if w.blind {
-		return
+		return false
 	}
 	buffer := make([]byte, 16<<10) // more than the kernel gives at once
-	for read := false; ; read = true {
+	lines := 0
+	for {
 		n, err := w.trace.Read(buffer)
 		switch {
-		case errors.Is(err, unix.EAGAIN):
-			if read {
-				w.countDropped()
-			}
-			return
 		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EAGAIN):
 		case err != nil:
 			w.lose(err)
-			return
+			return false
 		case n == 0:
 			w.lose(errors.New("somebody switched the trace off"))
-			return
+			return false
 		default:
-			w.take(string(buffer[:n]))
+			if lines += w.take(string(buffer[:n])); lines <= w.capacity {
+				continue
+			}
+			more = true
 		}
+		// Nothing found no room unless there was something to read.
+		if lines > 0 {
+			w.countDropped()
+		}
+		return more
 	}
 }
 
-// countDropped looks for records that found no room. There are none unless the buffer was full, so that there was something to read.
+// countDropped looks for records that found no room.
 func (w *Watcher) countDropped() {
 	dropped, err := w.trace.Dropped()
 	if err != nil {
@@ -158,30 +174,31 @@ func (w *Watcher) countDropped() {
 	if dropped == w.dropped {
 		return
 	}
-	w.log.Warn("there are more I/O errors than can be counted", "lost", dropped-w.dropped)
+	w.dropping.Do(func() { w.log.Warn("there are more I/O errors than can be counted", "lost", dropped-w.dropped) })
 	w.dropped = dropped
 	w.incomplete()
 }
 
-// take counts the lines of a part of the trace.
-func (w *Watcher) take(text string) {
+// take counts the lines of a part of the trace, and says how many there were.
+func (w *Watcher) take(text string) (lines int) {
 	text = w.partial + text
 	for {
 		line, rest, ok := strings.Cut(text, "\n")
 		if !ok {
-			break
+			w.partial = text
+			return lines
 		}
 		text = rest
+		lines++
 		e, err := parseEvent(line)
 		if err != nil {
 			// Whatever it was, it may have been a fault.
-			w.log.Warn("an I/O error that cannot be read", "error", err)
+			w.garbled.Do(func() { w.log.Warn("an I/O error that cannot be read", "error", err) })
 			w.incomplete()
 			continue
 		}
 		w.count(e)
 	}
-	w.partial = text
 }
 
 func (w *Watcher) count(e event) {

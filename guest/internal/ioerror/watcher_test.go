@@ -46,11 +46,12 @@ func (f *fakeTrace) put(texts ...string) {
 	f.texts = append(f.texts, texts...)
 }
 
-func (f *fakeTrace) Wait(drain func()) error {
+func (f *fakeTrace) Wait(drain func() (more bool)) error {
 	for {
 		select {
 		case <-f.wake:
-			drain()
+			for drain() {
+			}
 		case <-f.closed:
 			return os.ErrClosed
 		}
@@ -82,12 +83,12 @@ func (f *fakeTrace) Close() error {
 	return f.closeFails
 }
 
-// newWatcher is a Watcher of a fake; its log can be read after the test's last call of it.
+// newWatcher is a Watcher of a fake that holds 3 records; its log can be read after the test's last call of it.
 func newWatcher(t *testing.T) (*Watcher, *fakeTrace, *strings.Builder) {
 	t.Helper()
 	var log strings.Builder
 	f := newFakeTrace()
-	w := start(f, slog.New(slog.NewTextHandler(&log, nil)))
+	w := start(f, 3, slog.New(slog.NewTextHandler(&log, nil)))
 	t.Cleanup(func() {
 		select {
 		case <-f.closed:
@@ -158,6 +159,28 @@ func TestTheFirstFaultIsToldWithoutAQuestion(t *testing.T) {
 		synctest.Wait()
 		if len(told) != 0 {
 			t.Error("told twice")
+		}
+	})
+}
+
+func TestErrorsThatComeFasterThanTheyAreRead(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w, f, _ := newWatcher(t)
+		w.Watch(one, nil)
+		for range 10 {
+			f.put(readOne)
+		}
+		// Of which not more than the last 3 can be older than the call.
+		if got := w.Faults(one); got.Count < 3 || got.Count == 10 {
+			t.Errorf("got %+v", got)
+		}
+		f.wake <- struct{}{}
+		synctest.Wait()
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if len(f.texts) != 0 {
+			t.Errorf("%d lines are not read", len(f.texts))
 		}
 	})
 }
