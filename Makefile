@@ -131,8 +131,8 @@ test-vm: build/vmrun build/kernel/vmlinux ## run the tests that need root and a 
 ATTACKED := -tries 3 -memory 1024 $(addprefix -disk=,64M 64M 64M 3G 128M $(foreach i,$(shell seq 64),8M))
 
 .PHONY: test-attack
-test-attack: build/vmrun build/testbed build/kernel/vmlinux ## attack sealed volumes, in a virtual machine; RUN=name for some attacks
-	$(GO) test -count=1 -v -timeout 0 -tags vm -exec '$(BUILD)/vmrun $(ATTACKED)' $(if $(RUN),-run '$(RUN)') ./integration/attack
+test-attack: build/vmrun build/testbed build/kernel/vmlinux ## attack sealed volumes, in a virtual machine; RUN=name for some attacks, KINDS=all for every suite and file system
+	SEALVOL_ATTACK='$(KINDS)' $(GO) test -count=1 -v -timeout 0 -tags vm -exec '$(BUILD)/vmrun $(ATTACKED)' $(if $(RUN),-run '$(RUN)') ./integration/attack
 
 # A node: a machine that can run virtual machines. One processor, and another machine if it dies: nested
 # virtualisation in an emulator has faults of its own.

@@ -393,7 +393,8 @@ func (m *Manager) run(ctx context.Context, v *volume, do func(context.Context) e
 	if !settled.CompareAndSwap(false, true) {
 		return <-done
 	}
-	return fmt.Errorf("the disk does not answer: %w: %w", ctx.Err(), errdefs.ErrUnavailable)
+	// %v, so that the class at the RPC edge is the one that a caller acts on.
+	return fmt.Errorf("the disk does not answer: %v: %w", ctx.Err(), errdefs.ErrUnavailable)
 }
 
 // each calls do for each volume at once and puts the errors into one line.
