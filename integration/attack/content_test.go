@@ -83,8 +83,12 @@ func (a *arena) present(content []byte) {
 
 func TestWhatTheHostPutOnADiskIsSealedOverAndDoesNotOpen(t *testing.T) {
 	disks := craft(t)
-	play(t, all, func(a *arena) {
-		for i, volume := range []string{a.name, a.name + secondOf, a.name + largeOf} {
+	play(t, onExt4, func(a *arena) {
+		volumes := []string{a.name, a.name + secondOf, a.name + largeOf}
+		if !firstOfLayering(a.kind) {
+			volumes = volumes[:1]
+		}
+		for i, volume := range volumes {
 			a.Logf("%s", disks[i].what)
 			a.present(disks[i].bytes)
 			a.open(volume, attacked)
@@ -116,41 +120,52 @@ func TestABlockThatWasNeverWrittenIsAnError(t *testing.T) {
 		a.put(attacked, start, content("what the host would like to be read", blocks))
 		a.open(a.name, attacked)
 		device := a.direct(a.name)
-		defer device.Close()
 		buffer := aligned(block)
 		for i := range int64(blocks) {
 			if _, err := device.ReadAt(buffer, start+i*block); !damage(err) {
 				a.Errorf("block %d, which nobody wrote: %v", start/block+i, err)
 			}
 		}
+		device.Close()
 		a.works(a.name)
-		a.sound(a.name)
+		a.sound(a.name, attacked)
 	})
 }
 
 // sound makes sure that a volume's file system has no fault.
-func (a *arena) sound(volume string) {
+func (a *arena) sound(volume string, disk int) {
 	a.Helper()
+	node := filepath.Join("/dev/mapper", a.status(volume).Mappings[0].Name)
+	check := exec.Command("e2fsck", "-f", "-n", node)
+	if a.fs == "xfs" {
+		check = exec.Command("xfs_repair", "-n", "-d", node)
+	}
+	var out []byte
+	var err error
+	a.at(volume, func(dir string) {
+		// So that the superblock says what is so.
+		run(a.T, "mount", "-o", "remount,ro", dir)
+		out, err = check.CombinedOutput()
+		run(a.T, "mount", "-o", "remount,rw", dir)
+	})
+	a.Logf("%s: %v\n%s", check.Args[0], err, out)
 	switch a.fs {
 	case "ext4":
-		device := filepath.Join("/dev/mapper", a.status(volume).Mappings[0].Name)
-		a.at(volume, func(dir string) {
-			// So that the superblock says what is so.
-			run(a.T, "mount", "-o", "remount,ro", dir)
-			out, err := exec.Command("e2fsck", "-f", "-n", device).CombinedOutput()
-			run(a.T, "mount", "-o", "remount,rw", dir)
-			a.Logf("e2fsck: %v\n%s", err, out)
-			if err != nil {
-				a.Errorf("volume %s is not sound", volume)
-			}
-		})
+		if err != nil {
+			a.Errorf("volume %s is not sound", volume)
+		}
 	case "xfs":
-		device := filepath.Join("/dev/mapper", a.status(volume).Mappings[0].Name)
+		// It reads the first half mebibyte at once, gets the error of blocks that nobody wrote, and gives up. So the kernel is asked: it has a
+		// checksum of all that it reads.
+		if err == nil {
+			a.Error("xfs_repair has become able to check a sealed volume; let it")
+		}
+		a.close(volume)
+		a.open(volume, disk)
 		a.at(volume, func(dir string) {
-			run(a.T, "mount", "-o", "remount,ro", dir)
-			out, err := exec.Command("xfs_repair", "-n", "-d", device).CombinedOutput()
-			run(a.T, "mount", "-o", "remount,rw", dir)
-			a.Logf("xfs_repair: %v\n%s", err, out)
+			if err := filepath.WalkDir(dir, func(_ string, _ os.DirEntry, err error) error { return err }); err != nil {
+				a.Error(err)
+			}
 		})
 	default:
 		a.Fatalf("no tool for %s", a.fs)

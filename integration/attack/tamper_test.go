@@ -15,7 +15,7 @@ import (
 const strides = 8
 
 func TestAFlippedBitAnywhereIsAnErrorThere(t *testing.T) {
-	play(t, smallOnes, func(a *arena) {
+	play(t, onExt4, func(a *arena) {
 		a.open(a.name, attacked)
 		a.at(a.name, func(dir string) { fill(a.T, filepath.Join(dir, "f")) })
 		dropCaches(a.T)
@@ -99,7 +99,7 @@ func without(list, those []int) (rest []int) {
 }
 
 func TestFlippedBitsInAFileAreErrorsAndTheRestReads(t *testing.T) {
-	play(t, tagsInMemory, func(a *arena) {
+	play(t, ext4InMemory, func(a *arena) {
 		want := content("file", 256)
 		a.open(a.name, attacked)
 		a.at(a.name, func(dir string) {
@@ -125,7 +125,7 @@ func TestFlippedBitsInAFileAreErrorsAndTheRestReads(t *testing.T) {
 }
 
 func TestBitsFlippedWhileTheVolumeIsClosed(t *testing.T) {
-	play(t, smallOnes, func(a *arena) {
+	play(t, onExt4, func(a *arena) {
 		want := content("file", 512)
 		a.open(a.name, attacked)
 		var offsets []int64
@@ -165,7 +165,7 @@ func TestBitsFlippedWhileTheVolumeIsClosed(t *testing.T) {
 }
 
 func TestSwappedSectorsAreErrors(t *testing.T) {
-	play(t, tagsInMemory, func(a *arena) {
+	play(t, ext4InMemory, func(a *arena) {
 		a.open(a.name, attacked)
 		a.open(a.name+secondOf, second)
 		want := content("file", 64)
@@ -195,7 +195,7 @@ func TestSwappedSectorsAreErrors(t *testing.T) {
 }
 
 func TestSwappedDisksDoNotOpen(t *testing.T) {
-	play(t, all, func(a *arena) {
+	play(t, onExt4, func(a *arena) {
 		pair := map[string]int{a.name: attacked, a.name + secondOf: second}
 		for volume, disk := range pair {
 			a.open(volume, disk)
@@ -217,7 +217,7 @@ func TestSwappedDisksDoNotOpen(t *testing.T) {
 }
 
 func TestReplayedBlocksOfAnOpenVolumeAreErrors(t *testing.T) {
-	play(t, smallTagsInMemory, func(a *arena) {
+	play(t, ext4InMemory, func(a *arena) {
 		before, after := content("yesterday", 64), content("today", 64)
 		a.open(a.name, attacked)
 		a.at(a.name, func(dir string) {
@@ -256,7 +256,7 @@ func TestReplayedBlocksOfAnOpenVolumeAreErrors(t *testing.T) {
 }
 
 func TestAReplayedDiskDoesNotOpen(t *testing.T) {
-	play(t, smallTagsInMemory, func(a *arena) {
+	play(t, ext4InMemory, func(a *arena) {
 		yesterday, today := content("yesterday", 64), content("today", 64)
 		old := writeTwice(a, yesterday, today)
 		a.put(attacked, 0, old)
@@ -265,7 +265,7 @@ func TestAReplayedDiskDoesNotOpen(t *testing.T) {
 }
 
 func TestAReplayedExtentOfAClosedVolumeIsAnError(t *testing.T) {
-	play(t, tagsInMemory, func(a *arena) {
+	play(t, ext4InMemory, func(a *arena) {
 		yesterday, today := content("yesterday", 64), content("today", 64)
 		old := writeTwice(a, yesterday, today)
 		a.open(a.name, attacked)
