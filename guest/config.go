@@ -22,6 +22,10 @@ type config struct {
 	Policy string `toml:"policy"`
 	// Mkfs is the path of mkfs.ext4.
 	Mkfs string `toml:"mkfs"`
+	// MkfsXFS is the path of mkfs.xfs. It need not be there when no policy wants xfs.
+	MkfsXFS string `toml:"mkfs_xfs"`
+	// Cryptsetup is the path of cryptsetup, for the layering luks2.
+	Cryptsetup string `toml:"cryptsetup"`
 	// PatchedKernel says that a kernel older than 6.8 has the dm-crypt fixes that sealing needs.
 	PatchedKernel bool `toml:"patched_kernel"`
 	// VsockPorts are ports on which the image means something else to listen.
@@ -45,7 +49,7 @@ func (d *duration) UnmarshalText(text []byte) error {
 }
 
 func defaults() config {
-	c := config{LogLevel: slog.LevelInfo, Mkfs: "/usr/sbin/mkfs.ext4"}
+	c := config{LogLevel: slog.LevelInfo, Mkfs: "/usr/sbin/mkfs.ext4", MkfsXFS: "/usr/sbin/mkfs.xfs", Cryptsetup: "/usr/sbin/cryptsetup"}
 	c.Agent.Path = "/usr/bin/kata-agent"
 	c.Agent.Config = "/etc/sealvol/agent.toml"
 	c.Agent.Socket = filepath.Join(runDir, "agent/agent.sock")
@@ -70,7 +74,8 @@ func loadConfig(file string) (config, error) {
 		return config{}, fmt.Errorf("%s: %v: %w", file, err, errdefs.ErrInvalidArgument)
 	}
 	for key, path := range map[string]string{
-		"agent.path": c.Agent.Path, "agent.config": c.Agent.Config, "agent.socket": c.Agent.Socket, "mkfs": c.Mkfs,
+		"agent.path": c.Agent.Path, "agent.config": c.Agent.Config, "agent.socket": c.Agent.Socket, "mkfs": c.Mkfs, "mkfs_xfs": c.MkfsXFS,
+		"cryptsetup": c.Cryptsetup,
 	} {
 		if !filepath.IsAbs(path) {
 			return config{}, fmt.Errorf("%s: %s = %q is not an absolute path: %w", file, key, path, errdefs.ErrInvalidArgument)

@@ -40,6 +40,8 @@ func TestConfigSetsEveryKey(t *testing.T) {
 log_level = "debug"
 policy = "/etc/sealvol/policy.rego"
 mkfs = "/sbin/mkfs.ext4"
+mkfs_xfs = "/sbin/mkfs.xfs"
+cryptsetup = "/sbin/cryptsetup"
 patched_kernel = true
 vsock_ports = [1025]
 [agent]
@@ -51,7 +53,7 @@ start_timeout = "90s"
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := config{LogLevel: slog.LevelDebug, Policy: "/etc/sealvol/policy.rego", Mkfs: "/sbin/mkfs.ext4", PatchedKernel: true, VsockPorts: []uint32{1025}}
+	want := config{LogLevel: slog.LevelDebug, Policy: "/etc/sealvol/policy.rego", Mkfs: "/sbin/mkfs.ext4", MkfsXFS: "/sbin/mkfs.xfs", Cryptsetup: "/sbin/cryptsetup", PatchedKernel: true, VsockPorts: []uint32{1025}}
 	want.Agent.Path, want.Agent.Config, want.Agent.Socket, want.Agent.StartTimeout = "/a", "/b", "/c", duration(90*time.Second)
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
@@ -71,6 +73,8 @@ func TestConfigRefuses(t *testing.T) {
 		"no time":              {"[agent]\nstart_timeout = \"0s\"", "start_timeout"},
 		"relative agent":       {"[agent]\npath = \"kata-agent\"", "agent.path"},
 		"relative mkfs":        {`mkfs = "mkfs.ext4"`, "mkfs"},
+		"relative mkfs.xfs":    {`mkfs_xfs = "mkfs.xfs"`, "mkfs_xfs"},
+		"relative cryptsetup":  {`cryptsetup = "cryptsetup"`, "cryptsetup"},
 		"not TOML":             {"{", ""},
 		"the same key twice":   {"mkfs = \"/a\"\nmkfs = \"/b\"", ""},
 		"the same table twice": {"[agent]\n[agent]", ""},

@@ -22,6 +22,7 @@ import (
 	"github.com/sealvol/sealvol/guest/internal/boot"
 	"github.com/sealvol/sealvol/guest/internal/control"
 	"github.com/sealvol/sealvol/guest/internal/exposure"
+	"github.com/sealvol/sealvol/guest/internal/filesystem"
 	"github.com/sealvol/sealvol/guest/internal/gate"
 	"github.com/sealvol/sealvol/guest/internal/hostvsock"
 	"github.com/sealvol/sealvol/guest/internal/mountns"
@@ -96,7 +97,13 @@ func serve() (err error) {
 	if err := os.Mkdir(runDir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	volumes, err := volume.New(volume.Config{Dir: runDir, Mkfs: cfg.Mkfs, AllowKernel: cfg.PatchedKernel, Log: log})
+	volumes, err := volume.New(volume.Config{
+		Dir:         runDir,
+		Tools:       filesystem.Tools{Ext4: cfg.Mkfs, XFS: cfg.MkfsXFS},
+		Cryptsetup:  cfg.Cryptsetup,
+		AllowKernel: cfg.PatchedKernel,
+		Log:         log,
+	})
 	if err != nil {
 		return fmt.Errorf("volumes: %w", err)
 	}

@@ -35,6 +35,7 @@ func TestLoadReadsEveryKey(t *testing.T) {
 			"mode": "ephemeral", "layering": "memory-tags", "suites": ["aes-xts-plain64+hmac-sha256", "aegis128-random"], "fs_type": "ext4",
 			"options": ["dev", "noexec", "noatime"], "size": {"min": 4096, "max": 10 * 1024 * 1024 * 1024},
 			"mounts": [{"container": "my-container", "path": "/mnt/encrypted", "read_only": true}, {"container": "other", "path": "/data"}],
+			"fs_group": {"gid": 2000, "change_policy": "OnRootMismatch"}, "max_tag_memory": 83886080, "preallocate_tags": true,
 		}},
 	}`))
 	if err != nil {
@@ -53,7 +54,8 @@ func TestLoadReadsEveryKey(t *testing.T) {
 	wantVolumes := map[string]Volume{"encrypted": {
 		Mode: Ephemeral, Layering: MemoryTags, Suites: []Suite{AESXTSPlain64HMACSHA256, AEGIS128Random}, FSType: Ext4,
 		Options: []Option{NoExec, NoATime, NoSUID}, Size: Size{Min: 4096, Max: 10 << 30},
-		Mounts: []Mount{{Container: "my-container", Path: "/mnt/encrypted", ReadOnly: true}, {Container: "other", Path: "/data"}},
+		Mounts:  []Mount{{Container: "my-container", Path: "/mnt/encrypted", ReadOnly: true}, {Container: "other", Path: "/data"}},
+		FSGroup: &FSGroup{GID: 2000, ChangePolicy: OnRootMismatch}, MaxTagMemory: 80 << 20, PreallocateTags: true,
 	}}
 	if diff := cmp.Diff(wantVolumes, p.Volumes()); diff != "" {
 		t.Error(diff)
@@ -70,7 +72,7 @@ func TestLoadFillsIn(t *testing.T) {
 		`"layering": "memory-tags",`: {AEGIS128Random, AESXTSRandomHMACSHA256},
 		`"layering": "luks2",`:       {AESXTSPlain64HMACSHA256},
 	} {
-		p, err := Load(t.Context(), volumeText(`{`+layering+`"mode": "ephemeral", "size": {"max": 4096}, "mounts": [{"container": "c", "path": "/v"}]}`))
+		p, err := Load(t.Context(), volumeText(`{`+layering+`"mode": "ephemeral", "size": {"max": 4096}, "mounts": [{"container": "c", "path": "/v"}], "fs_type": "xfs", "fs_group": {"gid": 7}}`))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -81,7 +83,10 @@ func TestLoadFillsIn(t *testing.T) {
 		if diff := cmp.Diff([]Option{NoSUID, NoDev}, v.Options); diff != "" {
 			t.Error(diff)
 		}
-		if v.FSType != Ext4 || v.Size != (Size{Max: 4096}) || v.Mounts[0].ReadOnly {
+		if diff := cmp.Diff(&FSGroup{GID: 7, ChangePolicy: Always}, v.FSGroup); diff != "" {
+			t.Error(diff)
+		}
+		if v.FSType != XFS || v.MaxTagMemory != 0 || v.PreallocateTags || v.Size != (Size{Max: 4096}) || v.Mounts[0].ReadOnly {
 			t.Errorf("unexpected %+v", v)
 		}
 	}
@@ -127,6 +132,9 @@ func TestLoadRefuses(t *testing.T) {
 	}
 	container := func(c string) []byte { return text(`{"version": 1, "containers": {"c": ` + c + `}}`) }
 	path := func(p string) []byte { return volume(`mounts=[{"container": "c", "path": ` + p + `}]`) }
+	luks2 := func(key string) []byte {
+		return volumeText(`{"mode": "ephemeral", "layering": "luks2", "size": {"max": 4096}, "mounts": [{"container": "c", "path": "/v"}], ` + key + `}`)
+	}
 	other := func(a, b string) []byte {
 		const v = `{"mode": "ephemeral", "size": {"max": 4096}, "mounts": [{"container": "c", "path": %q}]}`
 		return text(fmt.Sprintf(`{"version": 1, "containers": {"c": {}}, "volumes": {"a": `+v+`, "b": `+v+`}}`, a, b))
@@ -201,6 +209,20 @@ func TestLoadRefuses(t *testing.T) {
 		"max in quotes":                      {volume(`size={"max": "4096"}`), "sealed_pod.volumes.v.size.max"},
 		"min above max":                      {volume(`size={"min": 8192, "max": 4096}`), "sealed_pod.volumes.v.size.min"},
 		"a size's unknown key":               {volume(`size={"max": 4096, "unit": "MiB"}`), "sealed_pod.volumes.v.size: unknown key"},
+		"a group that is a number":           {volume(`fs_group=2000`), "sealed_pod.volumes.v.fs_group: must be an object"},
+		"a group without a number":           {volume(`fs_group={}`), "sealed_pod.volumes.v.fs_group.gid"},
+		"root's group":                       {volume(`fs_group={"gid": 0}`), "sealed_pod.volumes.v.fs_group.gid"},
+		"the group that chown leaves":        {volume(`fs_group={"gid": 4294967295}`), "sealed_pod.volumes.v.fs_group.gid"},
+		"a negative group":                   {volume(`fs_group={"gid": -1}`), "sealed_pod.volumes.v.fs_group.gid"},
+		"a group in quotes":                  {volume(`fs_group={"gid": "7"}`), "sealed_pod.volumes.v.fs_group.gid"},
+		"a group's unknown key":              {volume(`fs_group={"gid": 7, "uid": 7}`), "sealed_pod.volumes.v.fs_group: unknown key"},
+		"an unknown change policy":           {volume(`fs_group={"gid": 7, "change_policy": "Never"}`), "sealed_pod.volumes.v.fs_group.change_policy"},
+		"no memory for tags":                 {volume(`max_tag_memory=0`), "sealed_pod.volumes.v.max_tag_memory"},
+		"memory for tags in quotes":          {volume(`max_tag_memory="1Gi"`), "sealed_pod.volumes.v.max_tag_memory"},
+		"preallocation as text":              {volume(`preallocate_tags="true"`), "sealed_pod.volumes.v.preallocate_tags"},
+		"discard":                            {volume(`discard=true`), `sealed_pod.volumes.v: unknown key "discard"`},
+		"tags in memory with LUKS2":          {luks2(`"max_tag_memory": 4096`), "sealed_pod.volumes.v.max_tag_memory: layering luks2"},
+		"preallocation with LUKS2":           {luks2(`"preallocate_tags": true`), "sealed_pod.volumes.v.preallocate_tags: layering luks2"},
 		"no mounts":                          {volume(`mounts`), "sealed_pod.volumes.v.mounts: must be an array"},
 		"an empty list of mounts":            {volume(`mounts=[]`), "sealed_pod.volumes.v.mounts"},
 		"a mount's unknown key":              {volume(`mounts=[{"container": "c", "path": "/v", "readOnly": true}]`), "sealed_pod.volumes.v.mounts[0]: unknown key"},
@@ -242,7 +264,6 @@ func TestLoadRefuses(t *testing.T) {
 		wants string
 	}{
 		"persistent volumes":            {volume(`mode="persistent"`), "sealed_pod.volumes.v.mode"},
-		"xfs":                           {volume(`fs_type="xfs"`), "sealed_pod.volumes.v.fs_type"},
 		"root file systems by verity":   {container(`{"rootfs": "verity"}`), "sealed_pod.containers.c.rootfs"},
 		"root file systems from guests": {container(`{"rootfs": "guest-pull"}`), "sealed_pod.containers.c.rootfs"},
 	} {

@@ -247,7 +247,7 @@ func parseContainer(n node) (Container, error) {
 
 func parseVolume(n node) (Volume, error) {
 	v := Volume{Layering: MemoryTags, FSType: Ext4}
-	o, err := n.members("mode", "layering", "suites", "fs_type", "options", "size", "mounts")
+	o, err := n.members("mode", "layering", "suites", "fs_type", "options", "size", "mounts", "fs_group", "max_tag_memory", "preallocate_tags")
 	if err != nil {
 		return v, err
 	}
@@ -285,12 +285,8 @@ func parseVolume(n node) (Volume, error) {
 		if err != nil {
 			return v, err
 		}
-		switch v.FSType = FSType(s); v.FSType {
-		case Ext4:
-		case "xfs":
-			return v, fs.unsupported(s)
-		default:
-			return v, fs.errorf("unknown file system %s (known: ext4)", printable(s))
+		if v.FSType = FSType(s); v.FSType != Ext4 && v.FSType != XFS {
+			return v, fs.errorf("unknown file system %s (known: ext4, xfs)", printable(s))
 		}
 	}
 	if v.Options, err = parseOptions(n, o); err != nil {
@@ -302,7 +298,62 @@ func parseVolume(n node) (Volume, error) {
 	if v.Mounts, err = parseMounts(n.at("mounts", o["mounts"])); err != nil {
 		return v, err
 	}
-	return v, nil
+	if value, ok := o["fs_group"]; ok {
+		if v.FSGroup, err = parseFSGroup(n.at("fs_group", value)); err != nil {
+			return v, err
+		}
+	}
+	return v, parseTagMemory(n, o, &v)
+}
+
+func parseFSGroup(n node) (*FSGroup, error) {
+	o, err := n.members("gid", "change_policy")
+	if err != nil {
+		return nil, err
+	}
+	gid := n.at("gid", o["gid"])
+	number, _ := gid.value.(json.Number)
+	// 2^32-1 is what chown(2) takes for "leave it".
+	id, err := strconv.ParseUint(number.String(), 10, 32)
+	if err != nil || id == 0 || id == math.MaxUint32 {
+		return nil, gid.errorf("must be a whole number from 1 to 2^32-2")
+	}
+	group := &FSGroup{GID: uint32(id), ChangePolicy: Always} // Kubernetes' default
+	if value, ok := o["change_policy"]; ok {
+		change := n.at("change_policy", value)
+		s, err := change.text()
+		if err != nil {
+			return nil, err
+		}
+		if group.ChangePolicy = ChangePolicy(s); group.ChangePolicy != Always && group.ChangePolicy != OnRootMismatch {
+			return nil, change.errorf("unknown change policy %s (known: Always, OnRootMismatch)", printable(s))
+		}
+	}
+	return group, nil
+}
+
+// parseTagMemory reads what only a layering with tags in memory has.
+func parseTagMemory(volume node, o map[string]any, v *Volume) (err error) {
+	for _, key := range []string{"max_tag_memory", "preallocate_tags"} {
+		if _, ok := o[key]; ok && v.Layering != MemoryTags {
+			return volume.at(key, nil).errorf("layering %s keeps no tags in memory", v.Layering)
+		}
+	}
+	if value, ok := o["max_tag_memory"]; ok {
+		most := volume.at("max_tag_memory", value)
+		if v.MaxTagMemory, err = most.bytes(); err != nil {
+			return err
+		}
+		if v.MaxTagMemory == 0 {
+			return most.errorf("must be positive; leave it out for what the size comes to")
+		}
+	}
+	if value, ok := o["preallocate_tags"]; ok {
+		if v.PreallocateTags, ok = value.(bool); !ok {
+			return volume.at("preallocate_tags", nil).errorf("must be true or false")
+		}
+	}
+	return nil
 }
 
 func parseSuites(volume node, o map[string]any, layering Layering) ([]Suite, error) {

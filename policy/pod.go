@@ -34,8 +34,11 @@ const (
 // FSType is the file system that the guest makes on a volume.
 type FSType string
 
-// Ext4 is the only one so far.
-const Ext4 FSType = "ext4"
+// The file systems that a volume may have.
+const (
+	Ext4 FSType = "ext4"
+	XFS  FSType = "xfs"
+)
 
 // Option is a mount option of a volume.
 type Option string
@@ -53,6 +56,22 @@ const (
 	Sync        Option = "sync"
 	DirSync     Option = "dirsync"
 )
+
+// ChangePolicy says when a volume that is mounted gets its group, as Kubernetes' fsGroupChangePolicy does.
+type ChangePolicy string
+
+const (
+	// OnRootMismatch looks at the root folder alone, and changes everything when that has not the group.
+	OnRootMismatch ChangePolicy = "OnRootMismatch"
+	// Always changes everything each time that the volume is mounted.
+	Always ChangePolicy = "Always"
+)
+
+// FSGroup is the group that owns everything on a volume, as Kubernetes' fsGroup.
+type FSGroup struct {
+	GID          uint32       `json:"gid"` // not 0
+	ChangePolicy ChangePolicy `json:"change_policy"`
+}
 
 // RootFS says where a container's root file system comes from.
 type RootFS string
@@ -84,7 +103,13 @@ type Volume struct {
 	FSType   FSType   `json:"fs_type"`
 	Options  []Option `json:"options"` // those in force: NoSUID and NoDev are here unless the policy took them away
 	Size     Size     `json:"size"`
-	Mounts   []Mount  `json:"mounts"` // at least one, one for a container; no two volumes of a container lie on or below each other
+	// FSGroup is nil where the policy leaves files to whoever makes them.
+	FSGroup *FSGroup `json:"fs_group,omitempty"`
+	// MaxTagMemory bounds the guest memory that the tags of MemoryTags may take, in bytes; 0: what the size comes to.
+	MaxTagMemory uint64 `json:"max_tag_memory,omitempty"`
+	// PreallocateTags takes the memory of all tags when the volume is made, where it is missed at once, and not as blocks are written.
+	PreallocateTags bool    `json:"preallocate_tags,omitempty"`
+	Mounts          []Mount `json:"mounts"` // at least one, one for a container; no two volumes of a container lie on or below each other
 }
 
 // Container is one entry of sealed_pod.containers.

@@ -121,7 +121,7 @@ func fullStatus() *sealvolv1.StatusResponse {
 		Volumes: []*sealvolv1.Volume{
 			{
 				Name: "encrypted", State: "open", Layering: "memory-tags", Suite: "aegis128-random", FsType: "ext4",
-				SizeBytes: 1 << 30, Device: "vda", PciPath: "02/01",
+				CipherDriver: "aegis128-aesni", SizeBytes: 1 << 30, Device: "vda", PciPath: "02/01",
 				Mappings: []*sealvolv1.Mapping{
 					{Name: "encrypted_disk_k3x9q", Number: "253:2", SizeBytes: 1 << 30,
 						Table: "0 2097152 crypt capi:aegis128-random :16:logon:sealvol:encrypted 0 253:1 0 2 integrity:32:aead sector_size:4096"},
@@ -145,7 +145,7 @@ func fullStatus() *sealvolv1.StatusResponse {
 func luksStatus() *sealvolv1.StatusResponse {
 	return &sealvolv1.StatusResponse{Version: "v0.1.0", Policy: &sealvolv1.Policy{Source: "image", Digest: strings.Repeat("0a", 32)},
 		Volumes: []*sealvolv1.Volume{{
-			Name: "encrypted", State: "open", Layering: "luks2", Suite: "aes-xts-plain64+hmac-sha256", FsType: "ext4", Device: "vda", PciPath: "02/01",
+			Name: "encrypted", State: "degraded", Faults: &sealvolv1.Faults{Count: 3, AtLeast: true, FirstSector: 2048, FirstOperation: "write"}, Layering: "luks2", Suite: "aes-xts-plain64+hmac-sha256", FsType: "ext4", Device: "vda", PciPath: "02/01",
 			Mappings: []*sealvolv1.Mapping{
 				{Name: "encrypted_disk_k3x9q", Number: "253:1", SizeBytes: 10<<30 - 512<<20,
 					Table: "0 19922944 crypt capi:authenc(hmac(sha256),xts(aes))-plain64 " + strings.Repeat("0", 192) + " 0 253:0 0 2 integrity:32:aead sector_size:4096"},

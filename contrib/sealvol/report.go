@@ -163,8 +163,18 @@ func volume(b *bytes.Buffer, v *sealvolv1.Volume) {
 		line("error", "%s", v.Error)
 	}
 	line("type", "%s", or(v.Layering, "-"))
+	if f := v.Faults; f != nil {
+		more := ""
+		if f.AtLeast {
+			more = "at least "
+		}
+		line("faults", "%s%d, the first one a %s at sector %d", more, f.Count, or(f.FirstOperation, "failure"), f.FirstSector)
+	}
 	if v.Suite != "" {
 		line("suite", "%s", v.Suite)
+	}
+	if v.CipherDriver != "" {
+		line("driver", "%s", v.CipherDriver)
 	}
 	if len(v.Mappings) > 0 {
 		mapping(line, v)

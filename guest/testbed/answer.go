@@ -51,13 +51,13 @@ func (b *bed) do(r testbed.Request, answer *testbed.Answer) error {
 	case testbed.DoRelease:
 		return m.Release(ctx, r.Container)
 	case testbed.DoAttach:
-		dir, err := m.Attach(r.Volume)
+		dir, err := m.Attach(ctx, r.Volume)
 		answer.Dir = dir
 		return ofVolume(r, err)
 	case testbed.DoDetach:
-		return ofVolume(r, m.Detach(r.Volume))
+		return ofVolume(r, m.Detach(ctx, r.Volume))
 	case testbed.DoNumber:
-		major, minor, err := m.Number(r.Volume)
+		major, minor, err := m.Number(ctx, r.Volume)
 		answer.Number = blockdev.Number{Major: major, Minor: minor}.String()
 		return ofVolume(r, err)
 	case testbed.DoStatus:
@@ -119,7 +119,9 @@ func (b *bed) renew(ctx context.Context, old *volume.Manager) error {
 }
 
 func ownMemory() (testbed.Memory, error) {
-	debug.FreeOSMemory()
+	debug.FreeOSMemory() // collects garbage first
+	var heap runtime.MemStats
+	runtime.ReadMemStats(&heap)
 	statm, err := os.ReadFile("/proc/self/statm")
 	if err != nil {
 		return testbed.Memory{}, err
@@ -134,6 +136,7 @@ func ownMemory() (testbed.Memory, error) {
 	}
 	return testbed.Memory{
 		Goroutines: runtime.NumGoroutine(),
+		Heap:       int64(heap.HeapAlloc),
 		Resident:   resident * int64(os.Getpagesize()),
 		Files:      len(files),
 	}, nil

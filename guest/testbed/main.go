@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/sealvol/sealvol/guest/internal/exposure"
+	"github.com/sealvol/sealvol/guest/internal/filesystem"
 	"github.com/sealvol/sealvol/guest/internal/volume"
 	"github.com/sealvol/sealvol/integration/testbed"
 	"github.com/sealvol/sealvol/policy"
@@ -49,7 +50,12 @@ func run(dir, policyFile string) (err error) {
 		return err
 	}
 	b := &bed{policy: p, open: func() (*volume.Manager, error) {
-		return volume.New(volume.Config{Dir: dir, Mkfs: "/usr/sbin/mkfs.ext4", Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+		return volume.New(volume.Config{
+			Dir:        dir,
+			Tools:      filesystem.Tools{Ext4: "/usr/sbin/mkfs.ext4", XFS: "/usr/sbin/mkfs.xfs"},
+			Cryptsetup: "/usr/sbin/cryptsetup",
+			Log:        slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		})
 	}}
 	if b.manager, err = b.open(); err != nil {
 		return err

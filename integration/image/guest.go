@@ -27,7 +27,7 @@ var guestModules = strings.Fields(`
 	virtio_pci virtio_console virtio_net virtio_blk virtio_scsi sd_mod virtio_rng
 	9pnet_virtio 9p virtiofs overlay
 	vmw_vsock_virtio_transport vsock_diag
-	dm_mod dm_crypt dm_integrity loop ext4
+	dm_mod dm_crypt dm_integrity loop ext4 xfs
 	aesni_intel sha256_ssse3 aegis128_aesni
 	authenc xts aegis128 hmac sha256_generic cbc ctr`)
 
@@ -39,11 +39,13 @@ func (g Guest) Tree() (*Tree, error) {
 	}
 	tree.Link("/var/run", "../run")
 	for name, source := range map[string]string{
-		"/init":               g.Service,
-		"/usr/bin/kata-agent": g.Agent,
-		"/usr/sbin/mkfs.ext4": "/usr/sbin/mkfs.ext4",
-		"/usr/sbin/runc":      "/usr/sbin/runc", // for the agent of the tests; the real one does without
-		"/bin/busybox":        "/bin/busybox",
+		"/init":                g.Service,
+		"/usr/bin/kata-agent":  g.Agent,
+		"/usr/sbin/mkfs.ext4":  "/usr/sbin/mkfs.ext4",
+		"/usr/sbin/mkfs.xfs":   "/usr/sbin/mkfs.xfs",
+		"/usr/sbin/cryptsetup": "/usr/sbin/cryptsetup", // for the layering luks2 alone
+		"/usr/sbin/runc":       "/usr/sbin/runc",       // for the agent of the tests; the real one does without
+		"/bin/busybox":         "/bin/busybox",
 	} {
 		if err := tree.Add(name, source); err != nil {
 			return nil, err

@@ -46,7 +46,7 @@ func TestGuestHasItsPartsAndModules(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"/init", "/usr/bin/kata-agent", "/usr/sbin/mkfs.ext4", "/etc/sealvol/agent.toml", "/etc/sealvol/guest.toml"} {
+	for _, name := range []string{"/init", "/usr/bin/kata-agent", "/usr/sbin/mkfs.ext4", "/usr/sbin/mkfs.xfs", "/usr/sbin/cryptsetup", "/etc/sealvol/agent.toml", "/etc/sealvol/guest.toml"} {
 		if _, ok := tree.entries[name]; !ok {
 			t.Errorf("the guest lacks %s", name)
 		}

@@ -246,8 +246,11 @@ func (b *Bed) Memory() (Memory, error) {
 // Pid is the testbed's process.
 func (b *Bed) Pid() int { return b.cmd.Process.Pid }
 
-// Ended is closed when the testbed has ended.
-func (b *Bed) Ended() <-chan struct{} { return b.ended }
+// Wait waits until the testbed has ended and says how.
+func (b *Bed) Wait() *os.ProcessState {
+	<-b.ended
+	return b.cmd.ProcessState
+}
 
 // Close ends the testbed in order: it destroys its volumes. The error is of that, or that it had ended before.
 func (b *Bed) Close() error {

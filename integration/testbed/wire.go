@@ -40,6 +40,7 @@ type Answer struct {
 // Memory is what the testbed itself holds.
 type Memory struct {
 	Goroutines int   `json:"goroutines"`
+	Heap       int64 `json:"heap"`     // bytes that something points to
 	Resident   int64 `json:"resident"` // bytes
 	Files      int   `json:"files"`    // open descriptors
 }

@@ -23,6 +23,12 @@ import (
 // scratchDir is where the machine sees its scratch folder; disks/N there is the file behind disk N.
 const scratchDir = "/run/vmrun"
 
+// disksVariable tells the command where the host has the folder of these files: what it asks of QEMU needs the host's name.
+const disksVariable = "VMRUN_DISKS"
+
+// diskSlots is how many disks have place on a bridge: slot 0 is the bridge's own.
+const diskSlots = 31
+
 // A machine is one virtual machine, made for one command.
 type machine struct {
 	build   string // folder with kernel/, and vm/ for what is kept between runs
@@ -98,6 +104,7 @@ func (m machine) run(ctx context.Context, r request, stdout, stderr io.Writer) (
 	r.Shares = append(m.shares, share{Tag: "scratch", Path: scratchDir})
 	r.Modules = filepath.Join(kernel, "lib/modules")
 	r.Nested = m.nested
+	r.Env = append(r.Env, disksVariable+"="+disks)
 	status, err := converse(port, r, stdout, stderr)
 	if ctx.Err() != nil {
 		return 0, context.Cause(ctx)
@@ -165,8 +172,10 @@ func (m machine) arguments(kernel, initrd, scratch string) []string {
 		"-chardev", "socket,id=qmp,fd=5", "-device", "virtserialport,chardev=qmp,name=qmp",
 		"-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
 		"-device", "virtio-9p-pci,fsdev=root,mount_tag=root,addr=11",
-		// Kata's bridge: what it plugs has PCI path 02/01 and on.
-		"-device", "pci-bridge,id=bridge,bus=pcie.0,chassis_nr=1,shpc=on,addr=2",
+	}
+	// Kata's bridge: what it plugs has PCI path 02/01 and on. The disks that do not fit are behind 03, 04, …
+	for i := range max(1, (len(m.disks)+diskSlots-1)/diskSlots) {
+		args = append(args, "-device", fmt.Sprintf("pci-bridge,id=%s,bus=pcie.0,chassis_nr=%d,shpc=on,addr=%x", bridge(i), i+1, i+2))
 	}
 	for i, s := range append(m.shares, share{Tag: "scratch", Path: scratch}) {
 		args = append(args,
@@ -174,12 +183,17 @@ func (m machine) arguments(kernel, initrd, scratch string) []string {
 			"-device", fmt.Sprintf("virtio-9p-pci,fsdev=%s,mount_tag=%s,addr=12.%x,multifunction=on", s.Tag, s.Tag, i))
 	}
 	for i := range m.disks {
+		// Left to itself QEMU stops the machine when the host's disk is full.
 		args = append(args,
-			"-blockdev", fmt.Sprintf("driver=raw,node-name=disk%d,file.driver=file,file.locking=off,file.filename=%s/disks/%d", i, scratch, i),
-			"-device", fmt.Sprintf("virtio-blk-pci,id=disk%d,drive=disk%d,serial=disk%d,bus=bridge,addr=%x", i, i, i, i+1))
+			"-blockdev", fmt.Sprintf("driver=file,node-name=file%d,locking=off,filename=%s/disks/%d", i, scratch, i),
+			"-blockdev", fmt.Sprintf("driver=raw,node-name=disk%d,file=file%d", i, i),
+			"-device", fmt.Sprintf("virtio-blk-pci,id=disk%d,drive=disk%d,serial=disk%d,bus=%s,addr=%x,werror=report",
+				i, i, i, bridge(i/diskSlots), i%diskSlots+1))
 	}
 	return args
 }
+
+func bridge(i int) string { return fmt.Sprintf("bridge%d", i+2) }
 
 // initrd returns the machine's initial RAM disk, this program and the modules, made when it is not there yet.
 func (m machine) initrd(kernel string) (string, error) {

@@ -5,7 +5,9 @@
 //
 // The machine sees this machine's files at the same paths, read-only, with a layer in its memory that
 // takes what it writes; so the command has the same working directory, tools and arguments, and what it
-// changes is gone with the machine, except below the folders given with -share. It has no network.
+// changes is gone with the machine, except below the folders given with -share. It has no network. What it
+// reaches of QEMU, for the tests that play the host: a monitor at /dev/virtio-ports/qmp (package
+// integration/qmp), which knows the disks' files by the folder that VMRUN_DISKS names.
 //
 // Vmrun reads Debian's kernel from build/kernel, where `make` puts it, and uses hardware virtualisation
 // only if a machine really boots with it. It exits with 124 when the time is up, 125 when the machine
@@ -74,7 +76,7 @@ func run() (int, error) {
 	flag.IntVar(&m.cpus, "cpus", m.cpus, "number of processors")
 	flag.BoolVar(&m.nested, "nested", false, "virtual machines inside: KVM and vhost-vsock")
 	flag.StringVar(&m.console, "console", "", "`file` for the kernel's messages")
-	flag.Func("disk", "add a scratch disk of this `size` (64M, 1G), at PCI path 02/01 and on; its file is /run/vmrun/disks/0 and on", func(s string) error {
+	flag.Func("disk", "add a scratch disk of this `size` (64M, 1G), at PCI path 02/01 and on, 31 at 02, then at 03 and on; its file is /run/vmrun/disks/0 and on", func(s string) error {
 		size, err := parseSize(s)
 		m.disks = append(m.disks, size)
 		return err

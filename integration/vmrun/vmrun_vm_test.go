@@ -116,6 +116,28 @@ func TestRunsTheCommandAsItWouldRunHere(t *testing.T) {
 	}
 }
 
+func TestTheDisksThatDoNotFitOnABridgeAreOnTheNext(t *testing.T) {
+	t.Parallel()
+	var args []string
+	for range 33 {
+		args = append(args, "-disk", "1M")
+	}
+	r := command(t, vmrun(t), append(args, "sh", "-ec", `
+		for place in 02/01 02/1f 03/01 03/02; do
+			disk=$(basename /sys/devices/pci0000:00/0000:00:${place%/*}.0/0000:*:${place#*/}.0/virtio*/block/vd*)
+			cat /sys/block/$disk/serial
+			echo " $place"
+		done
+		basename "$VMRUN_DISKS"`)...)
+	if err := r.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r.end(t, 0)
+	if got, want := r.stdout.String(), "disk0 02/01\ndisk30 02/1f\ndisk31 03/01\ndisk32 03/02\ndisks\n"; got != want {
+		t.Errorf("stdout:\n%s\nwant:\n%s", got, want)
+	}
+}
+
 func TestStatus(t *testing.T) {
 	t.Parallel()
 	program := vmrun(t)

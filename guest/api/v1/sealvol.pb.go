@@ -287,8 +287,9 @@ func (x *Container) GetId() string {
 type Volume struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// "open" (mapped and mounted), "closed" (flushed, key and tags kept) or
-	// "failed" (never opened again); and, on the way, "new", "sealing", "closing".
+	// "open" (mapped and mounted), "degraded" (open, but some of its I/O failed:
+	// see faults), "closed" (flushed, key and tags kept) or "failed" (never opened
+	// again); and, on the way, "new", "sealing", "closing".
 	State    string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
 	Layering string `protobuf:"bytes,3,opt,name=layering,proto3" json:"layering,omitempty"`
 	Suite    string `protobuf:"bytes,4,opt,name=suite,proto3" json:"suite,omitempty"`
@@ -305,7 +306,12 @@ type Volume struct {
 	Mounts   []*Mount  `protobuf:"bytes,10,rep,name=mounts,proto3" json:"mounts,omitempty"`
 	Counters *Counters `protobuf:"bytes,11,opt,name=counters,proto3" json:"counters,omitempty"`
 	// Why the state is "failed".
-	Error         string `protobuf:"bytes,12,opt,name=error,proto3" json:"error,omitempty"`
+	Error string `protobuf:"bytes,12,opt,name=error,proto3" json:"error,omitempty"`
+	// Implementation of the suite's cipher that the kernel uses, as /proc/crypto
+	// names it; empty where it does not say.
+	CipherDriver string `protobuf:"bytes,13,opt,name=cipher_driver,json=cipherDriver,proto3" json:"cipher_driver,omitempty"`
+	// I/O of this volume that failed since it was made. Absent when there was none.
+	Faults        *Faults `protobuf:"bytes,14,opt,name=faults,proto3" json:"faults,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -424,6 +430,93 @@ func (x *Volume) GetError() string {
 	return ""
 }
 
+func (x *Volume) GetCipherDriver() string {
+	if x != nil {
+		return x.CipherDriver
+	}
+	return ""
+}
+
+func (x *Volume) GetFaults() *Faults {
+	if x != nil {
+		return x.Faults
+	}
+	return nil
+}
+
+// Faults are reads, writes and flushes that failed: the device's errors, and
+// blocks whose tag does not fit.
+type Faults struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Count uint64                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
+	// True when the kernel could not keep up: there were more.
+	AtLeast bool `protobuf:"varint,2,opt,name=at_least,json=atLeast,proto3" json:"at_least,omitempty"`
+	// Where the first one was, in sectors of 512 bytes from the volume's start.
+	FirstSector uint64 `protobuf:"varint,3,opt,name=first_sector,json=firstSector,proto3" json:"first_sector,omitempty"`
+	// What failed first: "read", "write" or "flush".
+	FirstOperation string `protobuf:"bytes,4,opt,name=first_operation,json=firstOperation,proto3" json:"first_operation,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Faults) Reset() {
+	*x = Faults{}
+	mi := &file_sealvol_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Faults) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Faults) ProtoMessage() {}
+
+func (x *Faults) ProtoReflect() protoreflect.Message {
+	mi := &file_sealvol_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Faults.ProtoReflect.Descriptor instead.
+func (*Faults) Descriptor() ([]byte, []int) {
+	return file_sealvol_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Faults) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Faults) GetAtLeast() bool {
+	if x != nil {
+		return x.AtLeast
+	}
+	return false
+}
+
+func (x *Faults) GetFirstSector() uint64 {
+	if x != nil {
+		return x.FirstSector
+	}
+	return 0
+}
+
+func (x *Faults) GetFirstOperation() string {
+	if x != nil {
+		return x.FirstOperation
+	}
+	return ""
+}
+
 // Mapping is one device-mapper device.
 type Mapping struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -440,7 +533,7 @@ type Mapping struct {
 
 func (x *Mapping) Reset() {
 	*x = Mapping{}
-	mi := &file_sealvol_proto_msgTypes[5]
+	mi := &file_sealvol_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -452,7 +545,7 @@ func (x *Mapping) String() string {
 func (*Mapping) ProtoMessage() {}
 
 func (x *Mapping) ProtoReflect() protoreflect.Message {
-	mi := &file_sealvol_proto_msgTypes[5]
+	mi := &file_sealvol_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -465,7 +558,7 @@ func (x *Mapping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mapping.ProtoReflect.Descriptor instead.
 func (*Mapping) Descriptor() ([]byte, []int) {
-	return file_sealvol_proto_rawDescGZIP(), []int{5}
+	return file_sealvol_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Mapping) GetName() string {
@@ -508,7 +601,7 @@ type Mount struct {
 
 func (x *Mount) Reset() {
 	*x = Mount{}
-	mi := &file_sealvol_proto_msgTypes[6]
+	mi := &file_sealvol_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -520,7 +613,7 @@ func (x *Mount) String() string {
 func (*Mount) ProtoMessage() {}
 
 func (x *Mount) ProtoReflect() protoreflect.Message {
-	mi := &file_sealvol_proto_msgTypes[6]
+	mi := &file_sealvol_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -533,7 +626,7 @@ func (x *Mount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mount.ProtoReflect.Descriptor instead.
 func (*Mount) Descriptor() ([]byte, []int) {
-	return file_sealvol_proto_rawDescGZIP(), []int{6}
+	return file_sealvol_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Mount) GetContainer() string {
@@ -578,7 +671,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_sealvol_proto_msgTypes[7]
+	mi := &file_sealvol_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -590,7 +683,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_sealvol_proto_msgTypes[7]
+	mi := &file_sealvol_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -603,7 +696,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_sealvol_proto_rawDescGZIP(), []int{7}
+	return file_sealvol_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Counters) GetTagBytes() uint64 {
@@ -652,7 +745,7 @@ const file_sealvol_proto_rawDesc = "" +
 	"\x06rootfs\x18\x02 \x01(\tR\x06rootfs\x12\x1f\n" +
 	"\vargs_pinned\x18\x03 \x01(\bR\n" +
 	"argsPinned\x12\x0e\n" +
-	"\x02id\x18\x04 \x01(\tR\x02id\"\xf3\x02\n" +
+	"\x02id\x18\x04 \x01(\tR\x02id\"\xc4\x03\n" +
 	"\x06Volume\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1a\n" +
@@ -667,7 +760,14 @@ const file_sealvol_proto_rawDesc = "" +
 	"\x06mounts\x18\n" +
 	" \x03(\v2\x11.sealvol.v1.MountR\x06mounts\x120\n" +
 	"\bcounters\x18\v \x01(\v2\x14.sealvol.v1.CountersR\bcounters\x12\x14\n" +
-	"\x05error\x18\f \x01(\tR\x05error\"j\n" +
+	"\x05error\x18\f \x01(\tR\x05error\x12#\n" +
+	"\rcipher_driver\x18\r \x01(\tR\fcipherDriver\x12*\n" +
+	"\x06faults\x18\x0e \x01(\v2\x12.sealvol.v1.FaultsR\x06faults\"\x85\x01\n" +
+	"\x06Faults\x12\x14\n" +
+	"\x05count\x18\x01 \x01(\x04R\x05count\x12\x19\n" +
+	"\bat_least\x18\x02 \x01(\bR\aatLeast\x12!\n" +
+	"\ffirst_sector\x18\x03 \x01(\x04R\vfirstSector\x12'\n" +
+	"\x0ffirst_operation\x18\x04 \x01(\tR\x0efirstOperation\"j\n" +
 	"\aMapping\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\tR\x06number\x12\x14\n" +
@@ -700,31 +800,33 @@ func file_sealvol_proto_rawDescGZIP() []byte {
 	return file_sealvol_proto_rawDescData
 }
 
-var file_sealvol_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_sealvol_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_sealvol_proto_goTypes = []any{
 	(*StatusRequest)(nil),  // 0: sealvol.v1.StatusRequest
 	(*StatusResponse)(nil), // 1: sealvol.v1.StatusResponse
 	(*Policy)(nil),         // 2: sealvol.v1.Policy
 	(*Container)(nil),      // 3: sealvol.v1.Container
 	(*Volume)(nil),         // 4: sealvol.v1.Volume
-	(*Mapping)(nil),        // 5: sealvol.v1.Mapping
-	(*Mount)(nil),          // 6: sealvol.v1.Mount
-	(*Counters)(nil),       // 7: sealvol.v1.Counters
+	(*Faults)(nil),         // 5: sealvol.v1.Faults
+	(*Mapping)(nil),        // 6: sealvol.v1.Mapping
+	(*Mount)(nil),          // 7: sealvol.v1.Mount
+	(*Counters)(nil),       // 8: sealvol.v1.Counters
 }
 var file_sealvol_proto_depIdxs = []int32{
 	2, // 0: sealvol.v1.StatusResponse.policy:type_name -> sealvol.v1.Policy
 	4, // 1: sealvol.v1.StatusResponse.volumes:type_name -> sealvol.v1.Volume
 	3, // 2: sealvol.v1.Policy.containers:type_name -> sealvol.v1.Container
-	5, // 3: sealvol.v1.Volume.mappings:type_name -> sealvol.v1.Mapping
-	6, // 4: sealvol.v1.Volume.mounts:type_name -> sealvol.v1.Mount
-	7, // 5: sealvol.v1.Volume.counters:type_name -> sealvol.v1.Counters
-	0, // 6: sealvol.v1.Control.Status:input_type -> sealvol.v1.StatusRequest
-	1, // 7: sealvol.v1.Control.Status:output_type -> sealvol.v1.StatusResponse
-	7, // [7:8] is the sub-list for method output_type
-	6, // [6:7] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	6, // 3: sealvol.v1.Volume.mappings:type_name -> sealvol.v1.Mapping
+	7, // 4: sealvol.v1.Volume.mounts:type_name -> sealvol.v1.Mount
+	8, // 5: sealvol.v1.Volume.counters:type_name -> sealvol.v1.Counters
+	5, // 6: sealvol.v1.Volume.faults:type_name -> sealvol.v1.Faults
+	0, // 7: sealvol.v1.Control.Status:input_type -> sealvol.v1.StatusRequest
+	1, // 8: sealvol.v1.Control.Status:output_type -> sealvol.v1.StatusResponse
+	8, // [8:9] is the sub-list for method output_type
+	7, // [7:8] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_sealvol_proto_init() }
@@ -738,7 +840,7 @@ func file_sealvol_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sealvol_proto_rawDesc), len(file_sealvol_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

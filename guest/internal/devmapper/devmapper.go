@@ -1,6 +1,7 @@
 // Package devmapper makes device-mapper devices by the ioctls of /dev/mapper/control, without libdevmapper and without udev.
 //
-// Each mapping has one target and exists from Create, which leaves it ready for use, to Remove. The link /dev/mapper/NAME is made
+// Each mapping has one target and exists from Create, which leaves it ready for use, to Remove. What could not be removed, or was left by
+// a process that was killed, is ended by Kill and Sweep. The link /dev/mapper/NAME is made
 // and removed here; where udev runs it is told to keep away, so that nothing reads a mapping whose blocks were never written.
 //
 // The format of the ioctls is that of linux/dm-ioctl.h, version 4.
@@ -17,6 +18,7 @@ import (
 	"unsafe"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/singleflight"
 	"golang.org/x/sys/unix"
 
 	"github.com/sealvol/sealvol/guest/internal/blockdev"
@@ -35,9 +37,10 @@ const udevFlags = (0x1 | 0x2 | 0x4 | 0x8 | 0x40) << 16
 
 // Control makes and removes mappings. It may be used by several goroutines at once.
 type Control struct {
-	file  *os.File
-	dev   string // /dev
-	ioctl func(request uint, buffer []byte) error
+	file    *os.File
+	dev     string // /dev
+	ioctl   func(request uint, buffer []byte) error
+	failing singleflight.Group // of mappings, by name
 }
 
 // Device is a mapping that is ready for use.
@@ -173,6 +176,9 @@ func (c *Control) target(name string, flags uint32) (unix.DmTargetSpec, string, 
 	payload, err := c.send(unix.DM_TABLE_STATUS, m, make([]byte, 4096))
 	if err != nil {
 		return unix.DmTargetSpec{}, "", fmt.Errorf("table of mapping %s: %w", name, err)
+	}
+	if m.Target_count == 0 {
+		return unix.DmTargetSpec{}, "", fmt.Errorf("mapping %s has no table: %w", name, errdefs.ErrNotFound)
 	}
 	if m.Flags&unix.DM_BUFFER_FULL_FLAG != 0 || m.Target_count != 1 || len(payload) < targetSpecBytes {
 		return unix.DmTargetSpec{}, "", fmt.Errorf("table of mapping %s is not one of ours: %w", name, errdefs.ErrFailedPrecondition)

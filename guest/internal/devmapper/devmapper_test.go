@@ -61,6 +61,7 @@ func (k *fakeKernel) ioctl(request uint, buffer []byte) error {
 	name := text(header.Name[:])
 	k.calls = append(k.calls, map[uint]string{
 		unix.DM_DEV_CREATE: "create", unix.DM_TABLE_LOAD: "load", unix.DM_DEV_SUSPEND: "resume", unix.DM_DEV_REMOVE: "remove", unix.DM_TABLE_STATUS: "status",
+		unix.DM_DEV_STATUS: "find",
 	}[request])
 	if err := k.fail[request]; err != nil {
 		return err
@@ -84,6 +85,10 @@ func (k *fakeKernel) ioctl(request uint, buffer []byte) error {
 			return unix.ENXIO
 		}
 		delete(k.mappings, name)
+	case unix.DM_DEV_STATUS:
+		if _, ok := k.mappings[name]; !ok {
+			return unix.ENXIO
+		}
 	case unix.DM_TABLE_STATUS:
 		header.Flags = k.flags
 		header.Target_count = 1
@@ -208,6 +213,27 @@ func TestTableAndStatus(t *testing.T) {
 	}
 	k.fail[unix.DM_TABLE_STATUS] = unix.ENXIO
 	if _, err := c.Status("one"); !errors.Is(err, unix.ENXIO) {
+		t.Error(err)
+	}
+}
+
+func TestFindKnowsMappingsOfOthers(t *testing.T) {
+	t.Parallel()
+	c, k := newControl(t)
+	if device, err := c.Find("one"); !errdefs.IsNotFound(err) || device != (Device{}) {
+		t.Errorf("%+v, %v", device, err)
+	}
+	k.mappings["one"] = "linear 254:0 0"
+	want := Device{Name: "one", Number: blockdev.Number{Major: 253, Minor: 300}, Bytes: 4096}
+	if device, err := c.Find("one"); err != nil || device != want {
+		t.Errorf("%+v, %v", device, err)
+	}
+	k.fail[unix.DM_TABLE_STATUS] = unix.ENXIO
+	if _, err := c.Find("one"); !errors.Is(err, unix.ENXIO) {
+		t.Error(err)
+	}
+	k.fail[unix.DM_DEV_STATUS] = unix.EPERM
+	if _, err := c.Find("one"); !errors.Is(err, unix.EPERM) || errdefs.IsNotFound(err) {
 		t.Error(err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -20,13 +21,10 @@ type Options struct {
 	Flags      []string // of the file system, without a value
 }
 
-// ourFlags are set on every mount. noinit_itable: the kernel's thread that zeroes inode tables in the background would write, and
-// make tags for, space that nobody uses.
-var ourFlags = []string{"noinit_itable"}
-
 // Mount is a mounted file system. Between Detach and Attach no path leads to it in any mount namespace, only the file descriptor
 // that is held here. It is not safe for use by several goroutines at once.
 type Mount struct {
+	kind   Type
 	device blockdev.Number
 	node   string
 	mount  int      // the mount, attached or not
@@ -35,12 +33,12 @@ type Mount struct {
 	dir    string   // where the mount is attached, else empty
 }
 
-// Open mounts the ext4 on a device. link is the name of the device that the mount table shows.
-func Open(ctx context.Context, link, node string, number blockdev.Number, options Options) (_ *Mount, err error) {
+// Open mounts the file system on a device. link is the name of the device that the mount table shows.
+func (t Type) Open(ctx context.Context, link, node string, number blockdev.Number, options Options) (_ *Mount, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("mount: %w", err)
 	}
-	m := &Mount{device: number, node: node, mount: -1}
+	m := &Mount{kind: t, device: number, node: node, mount: -1}
 	defer func() {
 		if err != nil {
 			m.letGo()
@@ -49,7 +47,7 @@ func Open(ctx context.Context, link, node string, number blockdev.Number, option
 	if m.disk, err = blockdev.Open(node, number, os.O_RDONLY); err != nil {
 		return nil, err
 	}
-	if m.mount, err = mountDetached(link, options); err != nil {
+	if m.mount, err = t.mountDetached(link, options); err != nil {
 		return nil, err
 	}
 	root, err := unix.Openat(m.mount, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -64,27 +62,45 @@ func Open(ctx context.Context, link, node string, number blockdev.Number, option
 	if blockdev.FromDev(st.Dev) != number {
 		return nil, fmt.Errorf("mounted %v for %v: %w", blockdev.FromDev(st.Dev), number, errdefs.ErrFailedPrecondition)
 	}
+	if t == XFS {
+		if err := setXFSErrorPolicy(m.disk); err != nil {
+			return nil, err
+		}
+	}
 	return m, nil
 }
 
-func mountDetached(link string, options Options) (int, error) {
-	fs, err := unix.Fsopen("ext4", unix.FSOPEN_CLOEXEC)
+// ours are the options that every mount of a type has.
+func (t Type) ours() ([]string, error) {
+	switch t {
+	case Ext4:
+		return []string{
+			// After damage the file system takes no more writes, where a container would build on it.
+			"errors=remount-ro",
+			// The kernel's thread that zeroes inode tables in the background would write, and make tags for, space that nobody uses.
+			"noinit_itable",
+		}, nil
+	case XFS:
+		// Every volume has an UUID of its own, so xfs may refuse to mount one twice ("nouuid" is not set).
+		return []string{"noquota"}, nil
+	default:
+		return nil, t.unknown()
+	}
+}
+
+func (t Type) mountDetached(link string, options Options) (int, error) {
+	ours, err := t.ours()
 	if err != nil {
-		return -1, fmt.Errorf("fsopen ext4: %w: %w", errdefs.ErrFailedPrecondition, err)
+		return -1, err
+	}
+	fs, err := unix.Fsopen(string(t), unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("fsopen %s: %w: %w", t, errdefs.ErrFailedPrecondition, err)
 	}
 	defer unix.Close(fs)
-	if err := unix.FsconfigSetString(fs, "source", link); err != nil {
-		return -1, fmt.Errorf("mount option source: %w", err)
-	}
-	// After damage the file system takes no more writes, where a container would build on it.
-	if err := unix.FsconfigSetString(fs, "errors", "remount-ro"); err != nil {
-		return -1, fmt.Errorf("mount option errors: %w", err)
-	}
-	for _, flags := range [][]string{ourFlags, options.Flags} {
-		for _, flag := range flags {
-			if err := unix.FsconfigSetFlag(fs, flag); err != nil {
-				return -1, fmt.Errorf("mount option %s: %w", flag, err)
-			}
+	for _, option := range slices.Concat([]string{"source=" + link}, ours, options.Flags) {
+		if err := set(fs, option); err != nil {
+			return -1, fmt.Errorf("mount option %s: %w", option, err)
 		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
@@ -95,6 +111,14 @@ func mountDetached(link string, options Options) (int, error) {
 		return -1, fmt.Errorf("fsmount: %w", err)
 	}
 	return mount, nil
+}
+
+// set gives an option to a file system that is not mounted yet.
+func set(fs int, option string) error {
+	if key, value, ok := strings.Cut(option, "="); ok {
+		return unix.FsconfigSetString(fs, key, value)
+	}
+	return unix.FsconfigSetFlag(fs, option)
 }
 
 // Attach makes dir, which must not exist, and attaches the mount there. dir must be on a Place.
@@ -152,8 +176,8 @@ func (m *Mount) leave() error {
 // Close writes everything back and ends the mount. When it returns without an error, all that was ever written to the file system is on
 // the device and nobody has it mounted. The mount is gone in any case; a second call does nothing.
 //
-// The errors: whatever the device reported for any write since Open, and errdefs.ErrUnavailable when ctx ends while another mount
-// namespace still has the file system mounted, with the processes that have.
+// The errors: whatever the device reported for any write since Open; errdefs.ErrDataLoss when the file system has found itself damaged;
+// and errdefs.ErrUnavailable when ctx ends while another mount namespace still has the file system mounted, with the processes that have.
 func (m *Mount) Close(ctx context.Context) error {
 	if m.disk == nil {
 		return nil
@@ -166,6 +190,9 @@ func (m *Mount) Close(ctx context.Context) error {
 	}
 	if syncErr := unix.Syncfs(int(m.root.Fd())); syncErr != nil && err == nil {
 		err = fmt.Errorf("write back file system: %w", syncErr)
+	}
+	if settleErr := m.settle(ctx); settleErr != nil && err == nil {
+		err = settleErr
 	}
 	m.root.Close()
 	unix.Close(m.mount)
@@ -181,6 +208,14 @@ func (m *Mount) Close(ctx context.Context) error {
 		err = fmt.Errorf("flush device: %w", syncErr)
 	}
 	return err
+}
+
+// settle finds out what the end of the mount tells nobody.
+func (m *Mount) settle(ctx context.Context) error {
+	if m.kind == XFS {
+		return m.settleXFS(ctx)
+	}
+	return ext4Damage(m.disk)
 }
 
 func (m *Mount) letGo() {

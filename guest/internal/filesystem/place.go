@@ -14,9 +14,13 @@ type Place struct {
 	dir string
 }
 
-// NewPlace makes the folder, if need be, and mounts the tmpfs on it.
+// NewPlace makes the folder, if need be, and mounts the tmpfs on it. A place that a service left there when it was killed goes, with all that was
+// attached to it.
 func NewPlace(dir string) (*Place, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return nil, err
+	}
+	if err := removeStale(dir); err != nil {
 		return nil, err
 	}
 	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
@@ -36,4 +40,17 @@ func (p *Place) Close() error {
 		return fmt.Errorf("unmount %s: %w", p.dir, err)
 	}
 	return nil
+}
+
+// removeStale unmounts what is mounted on a folder, and everything below it.
+func removeStale(dir string) error {
+	for {
+		err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
+		if errors.Is(err, unix.EINVAL) {
+			return nil // nothing is mounted there
+		}
+		if err != nil {
+			return fmt.Errorf("unmount what is left on %s: %w", dir, err)
+		}
+	}
 }

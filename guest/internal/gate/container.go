@@ -148,12 +148,14 @@ func (g *Gate) place(ctx context.Context, c *container, volumes []attachment, re
 		return false, err
 	}
 	for _, v := range volumes {
-		dir, attachErr := g.Volumes.Attach(v.Volume)
+		dir, attachErr := g.Volumes.Attach(ctx, v.Volume)
 		if attachErr != nil {
 			return false, fmt.Errorf("container %s: volume %s: attach: %w", c.name, v.Volume, attachErr)
 		}
 		defer func() {
-			if detachErr := g.Volumes.Detach(v.Volume); detachErr != nil {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+			defer cancel()
+			if detachErr := g.Volumes.Detach(ctx, v.Volume); detachErr != nil {
 				g.poisoned("volume "+v.Volume+" stayed attached", "error", detachErr)
 				err = errors.Join(err, fmt.Errorf("container %s: volume %s: detach: %w", c.name, v.Volume, detachErr))
 			}
@@ -276,7 +278,7 @@ func (g *Gate) start(ctx context.Context, c *container, req *agent.StartContaine
 		return nil, true, err
 	}
 	if pol.Sealed() {
-		want, err := g.expected(pol, c)
+		want, err := g.expected(ctx, pol, c)
 		if err == nil {
 			err = g.Namespaces.Check(c.id, want)
 		}
@@ -290,14 +292,14 @@ func (g *Gate) start(ctx context.Context, c *container, req *agent.StartContaine
 }
 
 // expected are the mounts that the policy declares for the container.
-func (g *Gate) expected(pol Policy, c *container) ([]mountns.Mount, error) {
+func (g *Gate) expected(ctx context.Context, pol Policy, c *container) ([]mountns.Mount, error) {
 	var want []mountns.Mount
 	for name, v := range pol.Volumes() {
 		for _, m := range v.Mounts {
 			if c.sandbox || m.Container != c.name {
 				continue
 			}
-			major, minor, err := g.Volumes.Number(name)
+			major, minor, err := g.Volumes.Number(ctx, name)
 			if err != nil {
 				return nil, fmt.Errorf("volume %s: %w", name, err)
 			}

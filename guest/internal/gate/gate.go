@@ -47,12 +47,12 @@ type Volumes interface {
 	// Acquire makes a volume ready for a container and undoes what it did if it fails.
 	Acquire(ctx context.Context, container, name string, spec policy.Volume, path pci.Path) error
 	// Attach makes the volume visible at the directory that it returns, until Detach.
-	Attach(name string) (string, error)
-	Detach(name string) error
+	Attach(ctx context.Context, name string) (string, error)
+	Detach(ctx context.Context, name string) error
 	// Release drops what the container has acquired; the last container's closes the volume.
 	Release(ctx context.Context, container string) error
 	// Number is the device number of the volume's file system.
-	Number(name string) (major, minor uint32, err error)
+	Number(ctx context.Context, name string) (major, minor uint32, err error)
 	// Destroy closes everything and overwrites the keys.
 	Destroy(ctx context.Context) error
 }

@@ -169,7 +169,7 @@ func (v *fakeVolumes) Acquire(ctx context.Context, container, name string, _ pol
 	return nil
 }
 
-func (v *fakeVolumes) Attach(name string) (string, error) {
+func (v *fakeVolumes) Attach(_ context.Context, name string) (string, error) {
 	if err := v.step("attach " + name); err != nil {
 		return "", err
 	}
@@ -179,7 +179,7 @@ func (v *fakeVolumes) Attach(name string) (string, error) {
 	return "/run/sealvol/volumes/" + name, nil
 }
 
-func (v *fakeVolumes) Detach(name string) error {
+func (v *fakeVolumes) Detach(_ context.Context, name string) error {
 	err := v.step("detach " + name)
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -195,7 +195,7 @@ func (v *fakeVolumes) Release(_ context.Context, container string) error {
 	return err
 }
 
-func (v *fakeVolumes) Number(string) (uint32, uint32, error) { return 253, 7, nil }
+func (v *fakeVolumes) Number(context.Context, string) (uint32, uint32, error) { return 253, 7, nil }
 
 func (v *fakeVolumes) Destroy(context.Context) error { return v.step("destroy") }
 

@@ -165,14 +165,14 @@ func (g *Gate) removeStaleMounts(ctx context.Context, req *agent.RemoveStaleVirt
 
 // getVolumeStats answers from a container that has the volume. The path is the mount point
 // that Kata chose for the storage; nothing is mounted there.
-func (g *Gate) getVolumeStats(_ context.Context, req *agent.VolumeStatsRequest) (proto.Message, error) {
+func (g *Gate) getVolumeStats(ctx context.Context, req *agent.VolumeStatsRequest) (proto.Message, error) {
 	g.mu.Lock()
 	u, ok := g.storages[req.VolumeGuestPath]
 	g.mu.Unlock()
 	if !ok {
 		return nil, fmt.Errorf("%.128q is not the path of a sealed volume: %w", req.VolumeGuestPath, errdefs.ErrPermissionDenied)
 	}
-	major, minor, err := g.Volumes.Number(u.volume)
+	major, minor, err := g.Volumes.Number(ctx, u.volume)
 	if err != nil {
 		return nil, fmt.Errorf("volume %s: %w", u.volume, err)
 	}

@@ -1,12 +1,15 @@
 // Package keyring keeps the keys of volumes, and lends them to the kernel while it loads a table.
 //
 // A key is made from the kernel's random generator in memory that is neither swapped nor dumped, and never leaves it but for the
-// kernel's keyring: as a key of type "logon", which no process can read back, in the keyring of one thread.
+// kernel's keyring, as a key of type "logon", which no process can read back, in the keyring of one thread; or for a pipe to the one
+// process that works with it.
 package keyring
 
 import (
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"runtime"
 	"sync"
 
@@ -21,8 +24,10 @@ type Key struct {
 	memory []byte // nil after Destroy
 }
 
-// New makes a random key of size bytes.
-func New(size int) (*Key, error) {
+// New makes a random key of size bytes. The error is errdefs.ErrUnavailable while the kernel's random generator is not seeded.
+func New(size int) (*Key, error) { return newKey(size, unix.Getrandom) }
+
+func newKey(size int, random func([]byte, int) (int, error)) (*Key, error) {
 	if size <= 0 {
 		return nil, fmt.Errorf("key of %d bytes: %w", size, errdefs.ErrInvalidArgument)
 	}
@@ -31,13 +36,13 @@ func New(size int) (*Key, error) {
 		return nil, fmt.Errorf("memory for a key: %w", err)
 	}
 	k := &Key{size: size, memory: memory}
-	if err := k.fill(); err != nil {
+	if err := k.fill(random); err != nil {
 		return nil, errors.Join(err, k.Destroy())
 	}
 	return k, nil
 }
 
-func (k *Key) fill() error {
+func (k *Key) fill(random func([]byte, int) (int, error)) error {
 	if err := unix.Mlock(k.memory); err != nil {
 		return fmt.Errorf("lock a key's memory: %w", err)
 	}
@@ -45,10 +50,13 @@ func (k *Key) fill() error {
 		return fmt.Errorf("keep a key out of core dumps: %w", err)
 	}
 	for filled := 0; filled < k.size; {
-		// Without flags this waits until the generator is seeded; what it gives is never less than that.
-		n, err := unix.Getrandom(k.memory[filled:], 0)
+		// Once this succeeds the generator is seeded for good, also for the nonces that dm-crypt takes from it without asking.
+		n, err := random(k.memory[filled:], unix.GRND_NONBLOCK)
 		if errors.Is(err, unix.EINTR) {
 			continue
+		}
+		if errors.Is(err, unix.EAGAIN) {
+			return fmt.Errorf("the guest's random generator is not seeded yet, give its VM a virtio-rng device: %w", errdefs.ErrUnavailable)
 		}
 		if err != nil {
 			return fmt.Errorf("random key: %w", err)
@@ -82,6 +90,37 @@ func (k *Key) Lend(description string, do func() error) (err error) {
 		}
 	}()
 	return do()
+}
+
+// maxPipe is what every pipe takes without anybody reading it.
+const maxPipe = 4096
+
+// Pipe returns a pipe that holds the key and ends behind it: the standard input of a process. The key is in no other memory of ours,
+// and what is not read is gone when the last reader closes the pipe.
+func (k *Key) Pipe() (*os.File, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.memory == nil {
+		return nil, fmt.Errorf("key is destroyed: %w", errdefs.ErrFailedPrecondition)
+	}
+	if k.size > maxPipe {
+		return nil, fmt.Errorf("key of %d bytes does not fit into a pipe: %w", k.size, errdefs.ErrInvalidArgument)
+	}
+	// Not os.Pipe, whose ends are non-blocking: the process would see that.
+	var ends [2]int
+	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("pipe for a key: %w", err)
+	}
+	defer unix.Close(ends[1])
+	reader := os.NewFile(uintptr(ends[0]), "key")
+	n, err := unix.Write(ends[1], k.memory)
+	if err == nil && n != k.size {
+		err = io.ErrShortWrite
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("pipe for a key: %w", err), reader.Close())
+	}
+	return reader, nil
 }
 
 // Destroy overwrites the key and frees its memory. Afterwards nothing can be done with it; a second call does nothing.

@@ -1,21 +1,22 @@
 // Package tagstore keeps a volume's integrity tags in guest memory, as a block device that dm-integrity can use.
 //
-// The tags are what makes a replayed block fail, so nothing outside the guest may see or change them, swap included. They are in a
-// file of a tmpfs that is mounted "noswap" and attached nowhere: it has no path, only open files. A memfd would not do, its pages can
-// be swapped out. The file is as large as the tags of the whole volume can become, and memory is used as they are written. It
-// never runs into the tmpfs' limit: a tag store that is full would fail writes that the application was promised.
+// The tags are what makes a replayed block fail, so nothing outside the guest may see or change them, swap included: they are in a
+// file of package noswap. The file is as large as the tags of the whole volume can become, and memory is used as they are written. It
+// never runs into its limit: a tag store that is full would fail writes that the application was promised.
 package tagstore
 
 import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/sealvol/sealvol/guest/internal/blockdev"
 	"github.com/sealvol/sealvol/guest/internal/loop"
+	"github.com/sealvol/sealvol/guest/internal/noswap"
 )
 
 const (
@@ -24,7 +25,12 @@ const (
 	BlockBytes = 4096
 	// overhead is room for dm-integrity's superblock and journal and for the rounding of both.
 	overhead = 16 << 20
+	// superblockAndJournal is what dm-integrity really has in front of the tags, rounded up.
+	superblockAndJournal = 1 << 20
 )
+
+// MaxBytes is the most that the tags of a data device of a size can take, in bytes: 1/128.
+func MaxBytes(dataBytes uint64) uint64 { return (dataBytes + BlockBytes - 1) / BlockBytes * TagBytes }
 
 // Store is the tag store of one volume.
 type Store struct {
@@ -35,8 +41,8 @@ type Store struct {
 // New makes an empty store for a data device of the given size in bytes. The error is errdefs.ErrFailedPrecondition when the
 // kernel's tmpfs cannot keep its pages from being swapped out (before Linux 6.4).
 func New(ctx context.Context, dataBytes uint64) (*Store, error) {
-	size := (dataBytes+BlockBytes-1)/BlockBytes*TagBytes + overhead
-	file, err := newFile(size)
+	size := MaxBytes(dataBytes) + overhead
+	file, err := noswap.File("tags", size)
 	if err != nil {
 		return nil, fmt.Errorf("memory for integrity tags: %w", err)
 	}
@@ -48,40 +54,37 @@ func New(ctx context.Context, dataBytes uint64) (*Store, error) {
 	return &Store{file: file, loop: device}, nil
 }
 
-func newFile(size uint64) (*os.File, error) {
-	fs, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+// Preallocate takes all the memory that the tags of the data device can need, so that no write can want for it later. The error is
+// errdefs.ErrFailedPrecondition when the guest has less than that to spare.
+func (s *Store) Preallocate(dataBytes uint64) error {
+	// The kernel would end processes, us perhaps, before it refused.
+	available, err := availableMemory("/proc/meminfo")
 	if err != nil {
-		return nil, fmt.Errorf("fsopen tmpfs: %w", err)
+		return fmt.Errorf("memory for integrity tags: %w", err)
 	}
-	defer unix.Close(fs)
-	if err := unix.FsconfigSetFlag(fs, "noswap"); err != nil {
-		return nil, fmt.Errorf("tmpfs option noswap: %w: %w", errdefs.ErrFailedPrecondition, err)
+	need := MaxBytes(dataBytes) + superblockAndJournal
+	if need > available {
+		return fmt.Errorf("its integrity tags need %d bytes of memory beforehand, the guest has %d: %w", need, available, errdefs.ErrFailedPrecondition)
 	}
-	// Twice the file: the limit is there against a mistake of ours, not to be reached.
-	for _, option := range [][2]string{{"mode", "0700"}, {"size", fmt.Sprint(2 * size)}, {"nr_inodes", "16"}} {
-		if err := unix.FsconfigSetString(fs, option[0], option[1]); err != nil {
-			return nil, fmt.Errorf("tmpfs option %s: %w", option[0], err)
+	if err := unix.Fallocate(int(s.file.Fd()), 0, 0, int64(need)); err != nil {
+		return fmt.Errorf("memory for integrity tags: fallocate %d bytes: %w", need, err)
+	}
+	return nil
+}
+
+// availableMemory is what the kernel can give without swapping, in bytes. file is /proc/meminfo.
+func availableMemory(file string) (uint64, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		var kib uint64
+		if _, err := fmt.Sscanf(line, "MemAvailable: %d kB", &kib); err == nil {
+			return kib << 10, nil
 		}
 	}
-	if err := unix.FsconfigCreate(fs); err != nil {
-		return nil, fmt.Errorf("create tmpfs: %w", err)
-	}
-	mount, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("fsmount tmpfs: %w", err)
-	}
-	// The file keeps the file system alive.
-	defer unix.Close(mount)
-	fd, err := unix.Openat(mount, ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("create file: %w", err)
-	}
-	file := os.NewFile(uintptr(fd), "tags")
-	if err := unix.Ftruncate(fd, int64(size)); err != nil {
-		file.Close()
-		return nil, fmt.Errorf("grow file: %w", err)
-	}
-	return file, nil
+	return 0, fmt.Errorf("%s has no MemAvailable: %w", file, errdefs.ErrFailedPrecondition)
 }
 
 // Number is the device number of the store.
@@ -89,11 +92,11 @@ func (s *Store) Number() blockdev.Number { return s.loop.Number }
 
 // Allocated is the memory that the tags take, in bytes.
 func (s *Store) Allocated() (uint64, error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(s.file.Fd()), &st); err != nil {
+	bytes, err := noswap.Allocated(s.file)
+	if err != nil {
 		return 0, fmt.Errorf("stat integrity tags: %w", err)
 	}
-	return uint64(st.Blocks) * 512, nil
+	return bytes, nil
 }
 
 // Close frees the tags, unless a mapping still uses them: then they are freed with it.

@@ -17,7 +17,9 @@ import (
 	"github.com/sealvol/sealvol/guest/internal/blockdev"
 	"github.com/sealvol/sealvol/guest/internal/devmapper"
 	"github.com/sealvol/sealvol/guest/internal/filesystem"
+	"github.com/sealvol/sealvol/guest/internal/ioerror"
 	"github.com/sealvol/sealvol/guest/internal/keyring"
+	"github.com/sealvol/sealvol/guest/internal/luks2"
 	"github.com/sealvol/sealvol/guest/internal/pci"
 	"github.com/sealvol/sealvol/policy"
 )
@@ -36,8 +38,11 @@ type world struct {
 	missing map[string]bool       // ciphers that the kernel does not have
 	loaded  []devmapper.Crypt
 	options []filesystem.Options
-	made    []uint64 // sizes
+	systems []filesystem.Type // made and mounted
+	groups  []uint32          // set, one for each mount
+	made    []uint64          // sizes
 	keys    []*keyring.Key
+	faults  ioerror.Report // of whatever device
 }
 
 func newWorld(t *testing.T) (*Manager, *world) {
@@ -48,7 +53,7 @@ func newWorld(t *testing.T) (*Manager, *world) {
 		before:  map[string]func(){},
 		missing: map[string]bool{},
 	}
-	return newManager("/volumes", slog.New(slog.NewTextHandler(t.Output(), nil)), kernel{disks: w, mapper: w, tags: w.tags, lend: w.lend, systems: w}), w
+	return newManager("/volumes", slog.New(slog.NewTextHandler(t.Output(), nil)), kernel{disks: w, mapper: w, tags: w.tags, lend: w.lend, luks2: w.format, driver: w.driver, systems: w, faults: w}), w
 }
 
 var errInjected = errors.New("injected")
@@ -160,6 +165,7 @@ func (t *thing) Close() error {
 	return nil
 }
 
+func (t *thing) Preallocate(uint64) error   { return t.w.step(context.Background(), "preallocate") }
 func (t *thing) Number() blockdev.Number    { return blockdev.Number{Major: 7} }
 func (t *thing) Allocated() (uint64, error) { return 4096, nil }
 
@@ -176,6 +182,46 @@ func (w *world) lend(key *keyring.Key, _ string, do func() error) error {
 	w.mu.Unlock()
 	return do()
 }
+
+// Watch, Faults and Forget: what goes wrong is what the test has put into w.faults.
+func (w *world) Watch(number blockdev.Number, first func(ioerror.Fault)) { w.up("watch") }
+func (w *world) Forget(number blockdev.Number)                           { w.down("watch") }
+
+func (w *world) Faults(number blockdev.Number) ioerror.Report {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.faults
+}
+
+// luksOverhead is what the tags take of the fake disk.
+const luksOverhead = 8 << 20
+
+func (w *world) format(ctx context.Context, data devmapper.Device, key *keyring.Key) (luksHeader, error) {
+	w.mu.Lock()
+	w.keys = append(w.keys, key)
+	w.mu.Unlock()
+	if err := w.step(ctx, "format"); err != nil {
+		return nil, err
+	}
+	return fakeHeader{w.thing("header")}, nil
+}
+
+type fakeHeader struct{ *thing }
+
+func (h fakeHeader) Open(ctx context.Context, name string, data devmapper.Device, key *keyring.Key) (luks2.Mappings, error) {
+	if err := h.w.step(ctx, "open"); err != nil {
+		return luks2.Mappings{}, err
+	}
+	h.w.up("dif")
+	h.w.up("crypt")
+	number := blockdev.Number{Major: 253, Minor: 2}
+	return luks2.Mappings{
+		Crypt:     devmapper.Device{Name: name, Number: number, Bytes: data.Bytes - luksOverhead},
+		Integrity: devmapper.Device{Name: name + "_dif", Number: number, Bytes: data.Bytes - luksOverhead},
+	}, nil
+}
+
+func (w *world) driver(cipher string) (string, error) { return "driver of " + cipher, nil }
 
 // short is a mapping's name without its label.
 func short(name string) string {
@@ -213,15 +259,31 @@ func (w *world) Remove(ctx context.Context, name string) error {
 	return nil
 }
 
+func (w *world) Sweep(ctx context.Context, prefix string) ([]devmapper.Swept, error) {
+	if prefix == mappingPrefix {
+		panic("a sweep for one volume would end them all")
+	}
+	if err := w.step(ctx, "sweep"); err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, mapping := range []string{"crypt", "dif", "cut"} {
+		delete(w.live, mapping)
+	}
+	return nil, nil
+}
+
 func (w *world) Table(name string) (string, error) { return "table of " + short(name), nil }
 func (w *world) Status(string) (string, error)     { return "3 8 -", nil }
 
-func (w *world) Make(ctx context.Context, size uint64) (image, error) {
+func (w *world) Make(ctx context.Context, fs filesystem.Type, size uint64) (image, error) {
 	if err := w.step(ctx, "make"); err != nil {
 		return nil, err
 	}
 	w.mu.Lock()
 	w.made = append(w.made, size)
+	w.systems = append(w.systems, fs)
 	w.mu.Unlock()
 	return fakeImage{w.thing("image")}, nil
 }
@@ -230,12 +292,13 @@ type fakeImage struct{ *thing }
 
 func (i fakeImage) CopyTo(ctx context.Context, node string) error { return i.w.step(ctx, "copy") }
 
-func (w *world) Mount(ctx context.Context, _ devmapper.Device, options filesystem.Options) (mount, error) {
+func (w *world) Mount(ctx context.Context, fs filesystem.Type, _ devmapper.Device, options filesystem.Options) (mount, error) {
 	if err := w.step(ctx, "mount"); err != nil {
 		return nil, err
 	}
 	w.mu.Lock()
 	w.options = append(w.options, options)
+	w.systems = append(w.systems, fs)
 	w.mu.Unlock()
 	w.up("mount")
 	return &fakeMount{w: w}, nil
@@ -249,6 +312,13 @@ type fakeMount struct {
 
 func (m *fakeMount) Attach(dir string) error { m.dir = dir; return nil }
 func (m *fakeMount) Detach() error           { m.dir = ""; return nil }
+
+func (m *fakeMount) SetGroup(ctx context.Context, gid uint32, _ filesystem.ChangePolicy) error {
+	m.w.mu.Lock()
+	m.w.groups = append(m.w.groups, gid)
+	m.w.mu.Unlock()
+	return m.w.step(ctx, "group")
+}
 
 func (m *fakeMount) Close(ctx context.Context) error {
 	if m.closed {

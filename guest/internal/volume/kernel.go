@@ -15,7 +15,9 @@ import (
 	"github.com/sealvol/sealvol/guest/internal/blockdev"
 	"github.com/sealvol/sealvol/guest/internal/devmapper"
 	"github.com/sealvol/sealvol/guest/internal/filesystem"
+	"github.com/sealvol/sealvol/guest/internal/ioerror"
 	"github.com/sealvol/sealvol/guest/internal/keyring"
+	"github.com/sealvol/sealvol/guest/internal/luks2"
 	"github.com/sealvol/sealvol/guest/internal/pci"
 	"github.com/sealvol/sealvol/guest/internal/tagstore"
 )
@@ -26,7 +28,10 @@ type kernel struct {
 	mapper  mapper
 	tags    func(ctx context.Context, dataBytes uint64) (tags, error)
 	lend    func(key *keyring.Key, description string, do func() error) error
+	luks2   func(ctx context.Context, data devmapper.Device, key *keyring.Key) (luksHeader, error)
+	driver  func(cipher string) (string, error)
 	systems fileSystems
+	faults  watcher
 }
 
 type disks interface {
@@ -43,19 +48,34 @@ type closer interface{ Close() error }
 type mapper interface {
 	Create(ctx context.Context, name, uuid string, length uint64, target devmapper.Target) (devmapper.Device, error)
 	Remove(ctx context.Context, name string) error
+	// Sweep ends the mappings whose names begin with prefix, also those that are in use.
+	Sweep(ctx context.Context, prefix string) ([]devmapper.Swept, error)
 	Table(name string) (string, error)
 	Status(name string) (string, error)
 }
 
 type tags interface {
+	Preallocate(dataBytes uint64) error
 	Number() blockdev.Number
 	Allocated() (uint64, error)
 	Close() error
 }
 
+type luksHeader interface {
+	Open(ctx context.Context, name string, data devmapper.Device, key *keyring.Key) (luks2.Mappings, error)
+	Close() error
+}
+
+type watcher interface {
+	// Watch calls first when the first I/O of a device fails.
+	Watch(number blockdev.Number, first func(ioerror.Fault))
+	Faults(number blockdev.Number) ioerror.Report
+	Forget(number blockdev.Number)
+}
+
 type fileSystems interface {
-	Make(ctx context.Context, size uint64) (image, error)
-	Mount(ctx context.Context, device devmapper.Device, options filesystem.Options) (mount, error)
+	Make(ctx context.Context, fs filesystem.Type, size uint64) (image, error)
+	Mount(ctx context.Context, fs filesystem.Type, device devmapper.Device, options filesystem.Options) (mount, error)
 }
 
 type image interface {
@@ -66,6 +86,7 @@ type image interface {
 type mount interface {
 	Attach(dir string) error
 	Detach() error
+	SetGroup(ctx context.Context, gid uint32, policy filesystem.ChangePolicy) error
 	Close(ctx context.Context) error
 }
 
@@ -120,19 +141,19 @@ func check(ctx context.Context, f *os.File, disk pci.Device) error {
 	return blockdev.WaitUnused(ctx, disk.Node(), disk.Number)
 }
 
-// ext4 makes and mounts file systems.
-type ext4 struct{ mkfs string }
+// mkfs makes file systems with the tools of the image, and mounts them.
+type mkfs struct{ tools filesystem.Tools }
 
-func (e ext4) Make(ctx context.Context, size uint64) (image, error) {
-	made, err := filesystem.Make(ctx, e.mkfs, size)
+func (k mkfs) Make(ctx context.Context, fs filesystem.Type, size uint64) (image, error) {
+	made, err := fs.Make(ctx, k.tools, size)
 	if err != nil {
 		return nil, err
 	}
 	return made, nil
 }
 
-func (e ext4) Mount(ctx context.Context, device devmapper.Device, options filesystem.Options) (mount, error) {
-	mounted, err := filesystem.Open(ctx, device.Link(), device.Node(), device.Number, options)
+func (mkfs) Mount(ctx context.Context, fs filesystem.Type, device devmapper.Device, options filesystem.Options) (mount, error) {
+	mounted, err := fs.Open(ctx, device.Link(), device.Node(), device.Number, options)
 	if err != nil {
 		return nil, err
 	}
@@ -145,6 +166,26 @@ func newTags(ctx context.Context, dataBytes uint64) (tags, error) {
 		return nil, err
 	}
 	return store, nil
+}
+
+// header is a LUKS2 header with the tool that made it.
+type header struct {
+	*luks2.Header
+	tool *luks2.Tool
+}
+
+func (h header) Open(ctx context.Context, name string, data devmapper.Device, key *keyring.Key) (luks2.Mappings, error) {
+	return h.tool.Open(ctx, name, data, h.Header, key)
+}
+
+func formatter(tool *luks2.Tool) func(context.Context, devmapper.Device, *keyring.Key) (luksHeader, error) {
+	return func(ctx context.Context, data devmapper.Device, key *keyring.Key) (luksHeader, error) {
+		made, err := tool.Format(ctx, data, key)
+		if err != nil {
+			return nil, err
+		}
+		return header{made, tool}, nil
+	}
 }
 
 // checkKernel refuses kernels before 6.8. They lack the commits 50c70240097c (CVE-2024-26763: the data may change between

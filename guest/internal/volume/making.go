@@ -1,6 +1,10 @@
 package volume
 
-import "context"
+import (
+	"context"
+
+	"github.com/sealvol/sealvol/guest/internal/filesystem"
+)
 
 // making is a file system that is being made in memory, while the mappings below it are set up.
 type making struct {
@@ -10,12 +14,12 @@ type making struct {
 	err    error
 }
 
-func startMaking(ctx context.Context, systems fileSystems, size uint64) *making {
+func startMaking(ctx context.Context, systems fileSystems, fs filesystem.Type, size uint64) *making {
 	ctx, cancel := context.WithCancel(ctx)
 	m := &making{cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(m.done)
-		m.image, m.err = systems.Make(ctx, size)
+		m.image, m.err = systems.Make(ctx, fs, size)
 	}()
 	return m
 }

@@ -2,14 +2,14 @@
 //
 // A volume of the layering memory-tags is, from the container's side down:
 //
-//	file system      ext4, mounted and attached nowhere but while the agent needs a path
+//	file system      ext4 or xfs, mounted and attached nowhere but while the agent needs a path
 //	dm-crypt         encrypted_disk_XXXXX: encrypts and authenticates, key in guest memory
 //	dm-integrity     encrypted_disk_XXXXX_dif: keeps IV and tag of each block in a device of their own:
 //	                     a loop device over a file in guest memory (package tagstore)
 //	dm-linear        encrypted_disk_XXXXX_cut: what the policy wants of the disk
 //	disk             virtio-blk, the host's
 //
-// The disk holds ciphertext and nothing else. What a volume is made of comes from the policy; nothing is read from the disk that was not
+// The disk holds ciphertext and nothing else. (The layering luks2, which has the tags on the disk, is drawn at diskTags.) What a volume is made of comes from the policy; nothing is read from the disk that was not
 // written, and so authenticated, by this guest.
 //
 // A volume is sealed for the first container that uses it and closed after the last. Key and tags stay, so that it can be opened
@@ -36,6 +36,7 @@ import (
 	"github.com/sealvol/sealvol/guest/internal/devmapper"
 	"github.com/sealvol/sealvol/guest/internal/filesystem"
 	"github.com/sealvol/sealvol/guest/internal/keyring"
+	"github.com/sealvol/sealvol/guest/internal/luks2"
 	"github.com/sealvol/sealvol/guest/internal/pci"
 	"github.com/sealvol/sealvol/policy"
 )
@@ -43,7 +44,8 @@ import (
 // Config is what a Manager needs.
 type Config struct {
 	Dir         string // a folder of the service's own; volumes are attached at Dir/volumes/NAME
-	Mkfs        string // path of mkfs.ext4
+	Tools       filesystem.Tools
+	Cryptsetup  string // path; needed where a policy wants luks2
 	AllowKernel bool   // the image's maker says that its kernel has the fixes that checkKernel looks for
 	Log         *slog.Logger
 }
@@ -78,15 +80,39 @@ func New(config Config) (_ *Manager, err error) {
 	if err != nil {
 		return nil, errors.Join(err, control.Close())
 	}
+	if err := sweepLeftovers(control, config.Log); err != nil {
+		return nil, errors.Join(err, place.Close(), control.Close())
+	}
+	faults, stopWatching, err := watchFaults(config.Log)
+	if err != nil {
+		return nil, errors.Join(err, place.Close(), control.Close())
+	}
 	m := newManager(dir, config.Log, kernel{
 		disks:   pciDisks{sysfs: "/sys"},
 		mapper:  control,
 		tags:    newTags,
 		lend:    (*keyring.Key).Lend,
-		systems: ext4{mkfs: config.Mkfs},
+		luks2:   formatter(luks2.New(config.Cryptsetup, control)),
+		driver:  func(cipher string) (string, error) { return cipherDriver("/proc/crypto", cipher) },
+		systems: mkfs{tools: config.Tools},
+		faults:  faults,
 	})
-	m.close = func() error { return errors.Join(place.Close(), control.Close()) }
+	m.close = func() error { return errors.Join(stopWatching(), place.Close(), control.Close()) }
 	return m, nil
+}
+
+// sweepLeftovers ends the volumes of a service that was killed. Their keys were in its memory alone, so none can be opened again.
+func sweepLeftovers(control *devmapper.Control, log *slog.Logger) error {
+	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
+	defer cancel()
+	swept, err := control.Sweep(ctx, mappingPrefix)
+	for _, mapping := range swept {
+		log.Warn("ended a mapping that was left behind", "mapping", mapping.Name, "in use", mapping.Held)
+	}
+	if err != nil {
+		return fmt.Errorf("what an earlier service left behind: %w", err)
+	}
+	return nil
 }
 
 // errEnded is all that there is after Destroy.
@@ -139,10 +165,11 @@ func (m *Manager) Release(ctx context.Context, container string) error {
 	})
 }
 
-// Attach attaches a volume's mount at the returned path, until as many Detach have been called as Attach.
-func (m *Manager) Attach(name string) (dir string, err error) {
+// Attach attaches a volume's mount at the returned path, until as many Detach have been called as Attach. Like Detach and Number it waits, until
+// ctx ends, for what else happens to the volume, and not for its disk.
+func (m *Manager) Attach(ctx context.Context, name string) (dir string, err error) {
 	dir = filepath.Join(m.dir, name)
-	return dir, m.withOpen(name, func(v *volume) error {
+	return dir, m.withOpen(ctx, name, func(v *volume) error {
 		if v.attached == 0 {
 			if err := v.mount.Attach(dir); err != nil {
 				return err
@@ -154,8 +181,8 @@ func (m *Manager) Attach(name string) (dir string, err error) {
 }
 
 // Detach takes a volume's mount from its path. What the agent bound from there into a container stays.
-func (m *Manager) Detach(name string) error {
-	return m.withOpen(name, func(v *volume) error {
+func (m *Manager) Detach(ctx context.Context, name string) error {
+	return m.withOpen(ctx, name, func(v *volume) error {
 		if v.attached == 0 {
 			return fmt.Errorf("it is not attached: %w", errdefs.ErrFailedPrecondition)
 		}
@@ -170,8 +197,8 @@ func (m *Manager) Detach(name string) error {
 }
 
 // Number is the device number of a volume's file system, as a container's mountinfo shows it.
-func (m *Manager) Number(name string) (major, minor uint32, err error) {
-	err = m.withOpen(name, func(v *volume) error {
+func (m *Manager) Number(ctx context.Context, name string) (major, minor uint32, err error) {
+	err = m.withOpen(ctx, name, func(v *volume) error {
 		major, minor = v.crypt.Number.Major, v.crypt.Number.Minor
 		return nil
 	})
@@ -179,14 +206,14 @@ func (m *Manager) Number(name string) (major, minor uint32, err error) {
 }
 
 // withOpen calls do for a volume that is open, while nothing else happens to it.
-func (m *Manager) withOpen(name string, do func(*volume) error) error {
+func (m *Manager) withOpen(ctx context.Context, name string, do func(*volume) error) error {
 	m.mu.Lock()
 	v, ok := m.volumes[name]
 	m.mu.Unlock()
 	if !ok {
 		return fmt.Errorf("no volume %q: %w", name, errdefs.ErrNotFound)
 	}
-	if err := v.lock(context.Background()); err != nil {
+	if err := v.lock(ctx); err != nil {
 		return err
 	}
 	defer v.unlock()
@@ -204,7 +231,7 @@ func (m *Manager) Status() []*sealvolv1.Volume {
 	m.mu.Unlock()
 	var status []*sealvolv1.Volume
 	for _, v := range volumes {
-		status = append(status, v.status(m.kernel.mapper))
+		status = append(status, v.status(m.kernel.mapper, m.kernel.faults))
 	}
 	return status
 }

@@ -3,11 +3,9 @@
 package volume
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -27,6 +25,8 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"github.com/sealvol/sealvol/guest/internal/filesystem"
+	"github.com/sealvol/sealvol/integration/qmp"
 	"github.com/sealvol/sealvol/policy"
 )
 
@@ -43,7 +43,7 @@ func newVM(t *testing.T) *Manager {
 	t.Helper()
 	before := goleak.IgnoreCurrent()
 	descriptors := openDescriptors(t)
-	m, err := New(Config{Dir: t.TempDir(), Mkfs: "/usr/sbin/mkfs.ext4", Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	m, err := New(Config{Dir: t.TempDir(), Tools: filesystem.Tools{Ext4: "/usr/sbin/mkfs.ext4", XFS: "/usr/sbin/mkfs.xfs"}, Cryptsetup: "/usr/sbin/cryptsetup", Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,12 +133,12 @@ func release(t *testing.T, m *Manager, container string) {
 // at calls do with the folder where a volume is attached meanwhile.
 func at(t *testing.T, m *Manager, name string, do func(dir string)) {
 	t.Helper()
-	dir, err := m.Attach(name)
+	dir, err := m.Attach(t.Context(), name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
-		if err := m.Detach(name); err != nil {
+		if err := m.Detach(context.WithoutCancel(t.Context()), name); err != nil {
 			t.Fatal(err)
 		}
 	}()
@@ -287,6 +287,10 @@ func TestVMDataComesBackAndTheDiskHoldsCiphertext(t *testing.T) {
 		}
 		status := m.Status()[0]
 		t.Log(status)
+		// "aegis128-aesni", "authenc(hmac(sha256-…),xts-aes-aesni)": of what the suite is, whatever the processor has.
+		if cipher, _, _ := strings.Cut(status.Suite, "-"); !strings.Contains(status.CipherDriver, cipher) {
+			t.Errorf("suite %s has the driver %q", status.Suite, status.CipherDriver)
+		}
 		if !regexp.MustCompile(`^0 \d+ crypt capi:\S+ :(16|96):logon:sealvol:\w+ 0 253:\d+ 0 2 integrity:32:aead sector_size:4096$`).MatchString(status.Mappings[0].Table) {
 			t.Errorf("table %s", status.Mappings[0].Table)
 		}
@@ -302,10 +306,12 @@ func TestVMAFlippedBitIsAnError(t *testing.T) {
 		seal(t, m, "other", 1, suite)
 		want, others := content("v", 64), content("other", 64)
 		at(t, m, "other", func(dir string) { write(t, filepath.Join(dir, "f"), others) })
+		var first uint64 // sector that fails first
 		at(t, m, "v", func(dir string) {
 			file := filepath.Join(dir, "f")
 			write(t, file, want)
 			disk := host(t, 0)
+			first = uint64(where(t, file, 33)) / 512
 			for _, bit := range []int{0, 8*block/2 + 3, 8*block - 1} {
 				offset := where(t, file, 33)
 				good := read(t, disk, offset, block)
@@ -329,6 +335,13 @@ func TestVMAFlippedBitIsAnError(t *testing.T) {
 				t.Errorf("blocks %v of another volume fail", failed)
 			}
 		})
+		other, v := m.Status()[0], m.Status()[1]
+		if other.State != "open" || other.Faults != nil {
+			t.Errorf("another volume: %v", other)
+		}
+		if f := v.Faults; v.State != "degraded" || f.GetCount() < 3 || f.FirstOperation != "read" || f.FirstSector != first {
+			t.Errorf("three flips in the block at sector %d: %s, %v", first, v.State, f)
+		}
 		release(t, m, "v")
 		release(t, m, "other")
 	})
@@ -556,7 +569,7 @@ func TestVMTheEndOfTheContextLeavesNothing(t *testing.T) {
 func TestVMNoPathLeadsToADetachedVolume(t *testing.T) {
 	m := newVM(t)
 	seal(t, m, "v", 0)
-	major, minor, err := m.Number("v")
+	major, minor, err := m.Number(t.Context(), "v")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -644,15 +657,14 @@ func TestVMAnUnpluggedDiskIsTheVolumesEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	qemu := qmp(t)
-	qemu.unplug(t, 1)
+	unplug(t, 1)
 	start := time.Now()
 	err := m.Release(timeout(t, time.Minute), "v")
 	if !errdefs.IsDataLoss(err) {
 		t.Errorf("closed: %v", err)
 	}
 	t.Logf("%v after %v", err, time.Since(start))
-	qemu.plug(t, 1, 2)
+	plug(t, 1, slots[1])
 	if err := m.Acquire(timeout(t, time.Minute), "v", "v", spec(), path(t, slots[1])); !errdefs.IsDataLoss(err) {
 		t.Errorf("opened again: %v", err)
 	}
@@ -662,13 +674,12 @@ func TestVMAnUnpluggedDiskIsTheVolumesEnd(t *testing.T) {
 
 func TestVMWaitsForTheDiskAndFindsItElsewhereAndBigger(t *testing.T) {
 	m := newVM(t)
-	qemu := qmp(t)
 	want := content("v", 64)
 	seal(t, m, "v", 1)
 	at(t, m, "v", func(dir string) { write(t, filepath.Join(dir, "f"), want) })
 	release(t, m, "v")
-	qemu.unplug(t, 1)
-	if err := qemu.execute("block_resize", map[string]any{"node-name": "disk1", "size": 320 << 20}, ""); err != nil {
+	unplug(t, 1)
+	if err := qemu(t).Execute("block_resize", map[string]any{"node-name": qmp.ID(1), "size": 320 << 20}); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.Acquire(timeout(t, 500*time.Millisecond), "v", "v", spec(), path(t, slots[1])); !errdefs.IsUnavailable(err) {
@@ -677,7 +688,7 @@ func TestVMWaitsForTheDiskAndFindsItElsewhereAndBigger(t *testing.T) {
 	plugged := make(chan time.Time)
 	go func() {
 		time.Sleep(300 * time.Millisecond)
-		qemu.plug(t, 1, 9)
+		plug(t, 1, "02/09")
 		plugged <- time.Now()
 	}()
 	err := m.Acquire(timeout(t, time.Minute), "v", "v", spec(), path(t, "02/09"))
@@ -695,88 +706,30 @@ func TestVMWaitsForTheDiskAndFindsItElsewhereAndBigger(t *testing.T) {
 		}
 	})
 	release(t, m, "v")
-	qemu.unplug(t, 1)
-	qemu.plug(t, 1, 2)
+	unplug(t, 1)
+	plug(t, 1, slots[1])
 }
 
-// monitor is the machine's QEMU, which is the host that plugs disks in.
-type monitor struct {
-	mu   sync.Mutex
-	file *os.File
-	in   *bufio.Reader
-}
-
-var openMonitor = sync.OnceValues(func() (*monitor, error) {
-	file, err := os.OpenFile("/dev/virtio-ports/qmp", os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	q := &monitor{file: file, in: bufio.NewReader(file)}
-	if _, err := q.in.ReadString('\n'); err != nil {
-		return nil, err
-	}
-	return q, q.execute("qmp_capabilities", map[string]any{}, "")
-})
-
-func qmp(t *testing.T) *monitor {
+// qemu is the host that plugs disks in.
+func qemu(t *testing.T) *qmp.Monitor {
 	t.Helper()
-	q, err := openMonitor()
+	monitor, err := qmp.Open()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return q
+	return monitor
 }
 
-// execute sends a command and waits for its answer and, if one is named, for an event.
-func (q *monitor) execute(command string, arguments map[string]any, event string) error {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	message, err := json.Marshal(map[string]any{"execute": command, "arguments": arguments})
-	if err != nil {
-		return err
-	}
-	if _, err := q.file.Write(append(message, '\n')); err != nil {
-		return err
-	}
-	for answered := false; !answered || event != ""; {
-		line, err := q.in.ReadString('\n')
-		if err != nil {
-			return err
-		}
-		var answer struct {
-			Return json.RawMessage `json:"return"`
-			Error  json.RawMessage `json:"error"`
-			Event  string          `json:"event"`
-			Data   struct {
-				Device string `json:"device"`
-			} `json:"data"`
-		}
-		if err := json.Unmarshal([]byte(line), &answer); err != nil {
-			return err
-		}
-		switch {
-		case answer.Error != nil:
-			return errors.New(line)
-		case answer.Return != nil:
-			answered = true
-		case answer.Event == event && answer.Data.Device != "":
-			event = ""
-		}
-	}
-	return nil
-}
-
-func (q *monitor) unplug(t *testing.T, disk int) {
+func unplug(t *testing.T, disk int) {
 	t.Helper()
-	if err := q.execute("device_del", map[string]any{"id": fmt.Sprintf("disk%d", disk)}, "DEVICE_DELETED"); err != nil {
+	if err := qemu(t).Unplug(disk); err != nil {
 		t.Error(err)
 	}
 }
 
-func (q *monitor) plug(t *testing.T, disk, slot int) {
+func plug(t *testing.T, disk int, path string) {
 	t.Helper()
-	id := fmt.Sprintf("disk%d", disk)
-	if err := q.execute("device_add", map[string]any{"driver": "virtio-blk-pci", "id": id, "drive": id, "bus": "bridge", "addr": fmt.Sprintf("0x%x", slot)}, ""); err != nil {
+	if err := qemu(t).Plug(disk, path); err != nil {
 		t.Error(err)
 	}
 }

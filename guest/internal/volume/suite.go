@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/containerd/errdefs"
@@ -28,10 +29,28 @@ var suites = map[policy.Suite]suite{
 
 // plan is a volume's policy as this package carries it out.
 type plan struct {
-	suites  []suite // best first
-	options filesystem.Options
-	min     uint64 // bytes
-	max     uint64 // bytes
+	layering layering
+	suites   []suite // best first
+	fs       filesystem.Type
+	options  filesystem.Options
+	min      uint64 // bytes
+	max      uint64 // bytes
+}
+
+// layering is what lies between what the policy wants of a disk and the file system. What it sets up goes into the volume's layers, and into
+// kept what outlives a close.
+type layering interface {
+	// length is how many bytes the file system has of so many of the disk; 0 where that is known when create has been called, and not before.
+	length(disk uint64) uint64
+	// create makes it new, with the first suite that the kernel has and a key of its own.
+	create(ctx context.Context, m *Manager, v *volume) error
+	// open sets up again what create made and a clean close took down.
+	open(ctx context.Context, m *Manager, v *volume) error
+}
+
+var layerings = map[policy.Layering]layering{
+	policy.MemoryTags: memoryTags{},
+	policy.LUKS2:      diskTags{},
 }
 
 // newPlan refuses what the policy may say and this version cannot do.
@@ -39,13 +58,15 @@ func newPlan(spec policy.Volume) (plan, error) {
 	if spec.Mode != policy.Ephemeral {
 		return plan{}, fmt.Errorf("mode %q is not supported yet: %w", spec.Mode, errdefs.ErrFailedPrecondition)
 	}
-	if spec.Layering != policy.MemoryTags {
+	layering, ok := layerings[spec.Layering]
+	if !ok {
 		return plan{}, fmt.Errorf("layering %q is not supported yet: %w", spec.Layering, errdefs.ErrFailedPrecondition)
 	}
-	if spec.FSType != policy.Ext4 {
-		return plan{}, fmt.Errorf("file system %q is not supported yet: %w", spec.FSType, errdefs.ErrFailedPrecondition)
+	fs, ok := fileSystemTypes[spec.FSType]
+	if !ok {
+		return plan{}, fmt.Errorf("file system %q is not supported: %w", spec.FSType, errdefs.ErrFailedPrecondition)
 	}
-	p := plan{min: spec.Size.Min, max: spec.Size.Max}
+	p := plan{layering: layering, fs: fs, min: spec.Size.Min, max: spec.Size.Max}
 	for _, name := range spec.Suites {
 		s, ok := suites[name]
 		if !ok {
@@ -78,11 +99,13 @@ func (p plan) length(disk uint64) (uint64, error) {
 	}
 	length := min(disk, p.max)
 	length -= length % policy.BlockSize
-	if length < filesystem.MinBytes {
-		return 0, fmt.Errorf("%d bytes are too few for a file system, which needs %d: %w", length, filesystem.MinBytes, errdefs.ErrFailedPrecondition)
+	if least := p.fs.MinBytes(); length < least {
+		return 0, fmt.Errorf("%d bytes are too few for %v, which needs %d: %w", length, p.fs, least, errdefs.ErrFailedPrecondition)
 	}
 	return length, nil
 }
+
+var fileSystemTypes = map[policy.FSType]filesystem.Type{policy.Ext4: filesystem.Ext4, policy.XFS: filesystem.XFS}
 
 var attributes = map[policy.Option]int{
 	policy.NoSUID:      unix.MOUNT_ATTR_NOSUID,

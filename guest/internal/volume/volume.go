@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -12,13 +11,13 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 
 	sealvolv1 "github.com/sealvol/sealvol/guest/api/v1"
 	"github.com/sealvol/sealvol/guest/internal/devmapper"
+	"github.com/sealvol/sealvol/guest/internal/filesystem"
+	"github.com/sealvol/sealvol/guest/internal/ioerror"
 	"github.com/sealvol/sealvol/guest/internal/keyring"
 	"github.com/sealvol/sealvol/guest/internal/pci"
-	"github.com/sealvol/sealvol/guest/internal/tagstore"
 	"github.com/sealvol/sealvol/policy"
 )
 
@@ -55,12 +54,7 @@ type volume struct {
 	// From the first seal to the end of the sandbox.
 	kept  layers
 	label string // of the mappings
-	bytes uint64
-	suite suite
-	key   *keyring.Key
-	tags  tags
-	found time.Time     // when the disk was there
-	ready time.Duration // from then to the mount
+	sealed
 
 	// While it is open.
 	layers                   layers
@@ -71,11 +65,31 @@ type volume struct {
 	attached                 int // times
 }
 
+// sealed is what a volume is made of.
+type sealed struct {
+	bytes    uint64 // of the disk
+	capacity uint64 // bytes that the file system has of them
+	suite    suite
+	key      *keyring.Key
+	tags     tags           // of memory-tags
+	header   luksHeader     // of luks2
+	driver   string         // of the suite's cipher, as /proc/crypto has it
+	faults   ioerror.Report // while it was open before
+	found    time.Time      // when the disk was there
+	ready    time.Duration  // from then to the mount
+}
+
 func newVolume(name string, spec policy.Volume, p plan, log *slog.Logger) *volume {
 	v := &volume{name: name, spec: spec, plan: p, log: log.With("volume", name), token: make(chan struct{}, 1)}
 	v.state.Store(stateNew)
 	return v
 }
+
+// mapping is the name of one of the volume's mappings.
+func (v *volume) mapping(suffix string) string { return mappingPrefix + v.label + suffix }
+
+// mappingPrefix begins the names of all our mappings, and of nobody else's.
+const mappingPrefix = "encrypted_disk_"
 
 func (v *volume) lock(ctx context.Context) error {
 	select {
@@ -153,7 +167,7 @@ func (m *Manager) open(ctx context.Context, v *volume, path pci.Path) error {
 	unsaved, left := v.takeDown(undo)
 	if isNew {
 		left = oneLine(left, v.kept.unwind(undo))
-		v.key, v.tags, v.bytes, v.suite = nil, nil, 0, suite{}
+		v.sealed = sealed{}
 		unsaved = nil // nobody has written anything yet
 	}
 	if undoErr := cmp.Or(unsaved, left); undoErr != nil {
@@ -178,20 +192,22 @@ func (m *Manager) seal(ctx context.Context, v *volume) error {
 	if v.bytes, err = v.plan.length(v.disk.Bytes); err != nil {
 		return err
 	}
-	made := startMaking(ctx, m.kernel.systems, v.bytes)
-	defer made.close()
+	var made *making
+	if length := v.plan.layering.length(v.bytes); length != 0 {
+		made = startMaking(ctx, m.kernel.systems, v.plan.fs, length)
+		defer made.close()
+	}
 	v.label = strings.ToLower(rand.Text()[:5])
-	store, err := m.kernel.tags(ctx, v.bytes)
-	if err != nil {
+	if err := m.addCut(ctx, v); err != nil {
 		return err
 	}
-	v.tags = store
-	v.kept.push(func(context.Context) error { return store.Close() })
-	if err := m.addIntegrity(ctx, v); err != nil {
+	if err := v.plan.layering.create(ctx, m, v); err != nil {
 		return err
 	}
-	if err := m.addFirstCrypt(ctx, v); err != nil {
-		return err
+	v.capacity = v.crypt.Bytes
+	if made == nil {
+		made = startMaking(ctx, m.kernel.systems, v.plan.fs, v.capacity)
+		defer made.close()
 	}
 	if err := made.copyTo(ctx, v.crypt.Node()); err != nil {
 		return err
@@ -209,10 +225,10 @@ func (m *Manager) reopen(ctx context.Context, v *volume) error {
 	if v.disk.Bytes < v.bytes {
 		return fmt.Errorf("the disk has %d bytes, the volume %d: %w", v.disk.Bytes, v.bytes, errdefs.ErrFailedPrecondition)
 	}
-	if err := m.addIntegrity(ctx, v); err != nil {
+	if err := m.addCut(ctx, v); err != nil {
 		return err
 	}
-	if err := m.addCrypt(ctx, v, v.suite, v.key); err != nil {
+	if err := v.plan.layering.open(ctx, m, v); err != nil {
 		return err
 	}
 	err = m.addMount(ctx, v)
@@ -231,27 +247,15 @@ func (m *Manager) takeDisk(ctx context.Context, v *volume) (_ closer, err error)
 	return m.kernel.disks.Hold(ctx, v.disk)
 }
 
-// addIntegrity makes the two lower mappings.
-func (m *Manager) addIntegrity(ctx context.Context, v *volume) (err error) {
-	if v.linear, err = m.add(ctx, v, "_cut", devmapper.Linear{Device: v.disk.Number}); err != nil {
-		return err
-	}
-	v.integrity, err = m.add(ctx, v, "_dif", devmapper.Integrity{
-		Data:       v.linear.Number,
-		Meta:       v.tags.Number(),
-		TagBytes:   tagstore.TagBytes,
-		BlockBytes: tagstore.BlockBytes,
-		// The journal is not used but has a place.
-		JournalSectors: 64,
-		// Tags are read and written by pages, so that scattered writes take as little memory as the store can give.
-		BufferSectors: tagstore.BlockBytes / devmapper.SectorBytes,
-	})
+// addCut makes the lowest mapping: what the policy wants of the disk.
+func (m *Manager) addCut(ctx context.Context, v *volume) (err error) {
+	v.linear, err = m.add(ctx, v, "_cut", devmapper.Linear{Device: v.disk.Number})
 	return err
 }
 
 // add makes a mapping of the volume's length.
 func (m *Manager) add(ctx context.Context, v *volume, suffix string, target devmapper.Target) (devmapper.Device, error) {
-	name := "encrypted_disk_" + v.label + suffix
+	name := v.mapping(suffix)
 	device, err := m.kernel.mapper.Create(ctx, name, "CRYPT-SEALVOL-"+name, v.bytes, target)
 	if err != nil {
 		return devmapper.Device{}, err
@@ -260,53 +264,19 @@ func (m *Manager) add(ctx context.Context, v *volume, suffix string, target devm
 	return device, nil
 }
 
-// addFirstCrypt takes the first suite that the kernel has, and makes the volume's key.
-func (m *Manager) addFirstCrypt(ctx context.Context, v *volume) error {
-	for _, s := range v.plan.suites {
-		key, err := keyring.New(s.keyBytes)
-		if err != nil {
-			return err
-		}
-		err = m.addCrypt(ctx, v, s, key)
-		if err == nil {
-			v.suite, v.key = s, key
-			v.kept.push(func(context.Context) error { return key.Destroy() })
-			return nil
-		}
-		if destroyErr := key.Destroy(); destroyErr != nil {
-			return oneLine(err, destroyErr)
-		}
-		// The kernel looked for the algorithm, in modules too, and has none. No other question gets as good an answer: /proc/crypto
-		// lists what was used before. Any other error is a fault, and no reason to take a lesser suite.
-		if !errors.Is(err, unix.ENOENT) {
-			return err
-		}
-	}
-	return fmt.Errorf("the guest's kernel has none of the suites %q: %w", v.spec.Suites, errdefs.ErrFailedPrecondition)
-}
-
-func (m *Manager) addCrypt(ctx context.Context, v *volume, s suite, key *keyring.Key) error {
-	description := "sealvol:" + v.label
-	return m.kernel.lend(key, description, func() (err error) {
-		v.crypt, err = m.add(ctx, v, "", devmapper.Crypt{
-			Cipher:      s.cipher,
-			KeyBytes:    s.keyBytes,
-			Description: description,
-			Device:      v.integrity.Number,
-			TagBytes:    tagstore.TagBytes,
-			BlockBytes:  tagstore.BlockBytes,
-		})
-		return err
-	})
-}
-
 func (m *Manager) addMount(ctx context.Context, v *volume) error {
-	mounted, err := m.kernel.systems.Mount(ctx, v.crypt, v.plan.options)
+	m.watch(v)
+	mounted, err := m.kernel.systems.Mount(ctx, v.plan.fs, v.crypt, v.plan.options)
 	if err != nil {
 		return err
 	}
 	v.mount = mounted
 	v.layers.push(mounted.Close)
+	if group := v.spec.FSGroup; group != nil {
+		if err := mounted.SetGroup(ctx, group.GID, filesystem.ChangePolicy(group.ChangePolicy)); err != nil {
+			return err
+		}
+	}
 	v.ready = time.Since(v.found)
 	// The last step: from here on nobody looks at the context.
 	return ctx.Err()
@@ -351,9 +321,15 @@ func (v *volume) fail(cause error) {
 	v.log.Error("volume is lost", "error", cause)
 }
 
-// destroy leaves nothing of a volume.
+// destroy leaves nothing of a volume but, where somebody will not let go of it, mappings of which every read and write fails.
 func (m *Manager) destroy(ctx context.Context, v *volume) error {
 	unsaved, left := v.takeDown(ctx)
+	if left != nil {
+		v.log.Warn("in use at the end", "error", left)
+		if left = m.sweep(ctx, v); left == nil {
+			v.layers = nil
+		}
+	}
 	// The key goes in any case, and first.
 	if err := oneLine(v.kept.unwind(ctx), left); err != nil {
 		v.fail(err)
@@ -371,9 +347,17 @@ func (m *Manager) destroy(ctx context.Context, v *volume) error {
 	return nil
 }
 
+// sweep ends what is left of the volume's mappings by force: the kernel's copy of the key goes, whoever has the volume open.
+func (m *Manager) sweep(ctx context.Context, v *volume) error {
+	ctx, cancel := withUndoTime(ctx)
+	defer cancel()
+	_, err := m.kernel.mapper.Sweep(ctx, v.mapping(""))
+	return err
+}
+
 // status describes the volume as far as it can be known without waiting. The mounts are the policy's: which of its containers live is
 // not known here.
-func (v *volume) status(m mapper) *sealvolv1.Volume {
+func (v *volume) status(m mapper, w watcher) *sealvolv1.Volume {
 	status := &sealvolv1.Volume{
 		Name:     v.name,
 		State:    string(v.state.Load()),
@@ -388,8 +372,17 @@ func (v *volume) status(m mapper) *sealvolv1.Volume {
 	}
 	// Again, now that nobody changes it.
 	status.State = string(v.state.Load())
-	status.SizeBytes = v.bytes
+	status.SizeBytes = v.capacity
 	status.Suite = string(v.suite.name)
+	status.CipherDriver = v.driver
+	faults := v.faults
+	if v.state.Load() == stateOpen {
+		faults = sum(faults, w.Faults(v.crypt.Number))
+		if faults.Count > 0 {
+			status.State = "degraded"
+		}
+	}
+	status.Faults = showFaults(faults)
 	if v.cause != nil {
 		status.Error = v.cause.Error()
 	}

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	sealvolv1 "github.com/sealvol/sealvol/guest/api/v1"
+	"github.com/sealvol/sealvol/guest/internal/ioerror"
 	"github.com/sealvol/sealvol/policy"
 )
 
@@ -24,7 +25,7 @@ import (
 const errNoCipher = unix.ENOENT
 
 const (
-	everything = "crypt cut dif mount tags"
+	everything = "crypt cut dif mount tags watch"
 	closed     = "tags" // what stays of a volume that was closed
 )
 
@@ -54,7 +55,7 @@ func TestSealsFromTheDiskUpAndClosesFromTheMountDown(t *testing.T) {
 	w.log = slices.DeleteFunc(w.log, func(s string) bool { return strings.HasSuffix(s, "image") })
 	w.up("used")
 	mustRelease(t, m)
-	if got, want := strings.Join(w.log, " "), "+hold +tags +cut +dif +crypt +mount -hold +used -mount -crypt -dif -cut"; got != want {
+	if got, want := strings.Join(w.log, " "), "+hold +cut +tags +dif +crypt +watch +mount -hold +used -mount -watch -crypt -dif -cut"; got != want {
 		t.Errorf("steps\n%s, want\n%s", got, want)
 	}
 	w.down("used")
@@ -66,99 +67,140 @@ func TestSealsFromTheDiskUpAndClosesFromTheMountDown(t *testing.T) {
 	}
 }
 
-// steps of sealing and, of them, those of opening again.
-var (
-	sealing = []string{"wait", "hold", "tags", "create cut", "create dif", "create crypt", "make", "copy", "mount"}
-	opening = []string{"wait", "hold", "create cut", "create dif", "create crypt"}
-)
+// steps of sealing and, of them, those of opening again, for each layering.
+var layered = map[policy.Layering]struct {
+	sealing, opening []string
+	closed           string // what stays of a volume that was closed
+}{
+	policy.MemoryTags: {
+		sealing: []string{"wait", "hold", "create cut", "tags", "create dif", "create crypt", "make", "copy", "mount"},
+		opening: []string{"wait", "hold", "create cut", "create dif", "create crypt"},
+		closed:  closed,
+	},
+	policy.LUKS2: {
+		sealing: []string{"wait", "hold", "create cut", "format", "open", "make", "copy", "mount"},
+		opening: []string{"wait", "hold", "create cut", "open"},
+		closed:  "header",
+	},
+}
+
+// ofLayering is the spec of a volume with a layering.
+func ofLayering(l policy.Layering) policy.Volume {
+	s := spec()
+	if l == policy.LUKS2 {
+		s.Layering, s.Suites = policy.LUKS2, []policy.Suite{policy.AESXTSPlain64HMACSHA256}
+	}
+	return s
+}
 
 func TestAFailureAtAnyStepLeavesNothing(t *testing.T) {
 	t.Parallel()
-	for _, name := range sealing {
-		t.Run("seal/"+name, func(t *testing.T) {
-			t.Parallel()
-			m, w := newWorld(t)
-			w.failAt(name, errInjected)
-			if err := m.Acquire(t.Context(), "c", "v", spec(), path(t, "02/01")); !errors.Is(err, errInjected) {
-				t.Fatal(err)
-			}
-			if left := w.left(); left != "" {
-				t.Errorf("left: %s after %v", left, w.log)
-			}
-			for _, key := range w.keys {
-				if err := key.Lend("sealvol:x", func() error { return nil }); !errdefs.IsFailedPrecondition(err) {
-					t.Errorf("key is not destroyed: %v", err)
+	for layering, steps := range layered {
+		s := ofLayering(layering)
+		acquire := func(t *testing.T, m *Manager, name, at string) error {
+			return m.Acquire(t.Context(), "c", name, s, path(t, at))
+		}
+		for _, name := range steps.sealing {
+			t.Run(fmt.Sprintf("%s/seal/%s", layering, name), func(t *testing.T) {
+				t.Parallel()
+				m, w := newWorld(t)
+				w.failAt(name, errInjected)
+				if err := acquire(t, m, "v", "02/01"); !errors.Is(err, errInjected) {
+					t.Fatal(err)
 				}
-			}
-			if err := m.Release(t.Context(), "c"); err != nil {
-				t.Error(err)
-			}
-			// The disk is nobody's, and the volume as if never tried.
-			w.failAt(name, nil)
-			if err := m.Acquire(t.Context(), "c", "other", spec(), path(t, "02/01")); err != nil {
-				t.Error(err)
-			}
-			w.plug("02/02", "vdb", 1<<30, 2)
-			mustAcquire(t, m, "02/02")
-		})
-	}
-	for _, name := range opening {
-		t.Run("open again/"+name, func(t *testing.T) {
-			t.Parallel()
-			m, w := newWorld(t)
-			mustAcquire(t, m, "02/01")
-			mustRelease(t, m)
-			w.failAt(name, errInjected)
-			if err := m.Acquire(t.Context(), "c", "v", spec(), path(t, "02/01")); !errors.Is(err, errInjected) {
-				t.Fatal(err)
-			}
-			if left := w.left(); left != closed {
-				t.Errorf("left: %s after %v", left, w.log)
-			}
-			w.failAt(name, nil)
-			mustAcquire(t, m, "02/01")
-			if len(w.made) != 1 {
-				t.Errorf("file system made %d times", len(w.made))
-			}
-		})
+				if left := w.left(); left != "" {
+					t.Errorf("left: %s after %v", left, w.log)
+				}
+				for _, key := range w.keys {
+					if err := key.Lend("sealvol:x", func() error { return nil }); !errdefs.IsFailedPrecondition(err) {
+						t.Errorf("key is not destroyed: %v", err)
+					}
+				}
+				if err := m.Release(t.Context(), "c"); err != nil {
+					t.Error(err)
+				}
+				// The disk is nobody's, and the volume as if never tried.
+				w.failAt(name, nil)
+				if err := acquire(t, m, "other", "02/01"); err != nil {
+					t.Error(err)
+				}
+				w.plug("02/02", "vdb", 1<<30, 2)
+				if err := acquire(t, m, "v", "02/02"); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		for _, name := range steps.opening {
+			t.Run(fmt.Sprintf("%s/open again/%s", layering, name), func(t *testing.T) {
+				t.Parallel()
+				m, w := newWorld(t)
+				if err := acquire(t, m, "v", "02/01"); err != nil {
+					t.Fatal(err)
+				}
+				mustRelease(t, m)
+				w.failAt(name, errInjected)
+				if err := acquire(t, m, "v", "02/01"); !errors.Is(err, errInjected) {
+					t.Fatal(err)
+				}
+				if left := w.left(); left != steps.closed {
+					t.Errorf("left: %s after %v", left, w.log)
+				}
+				w.failAt(name, nil)
+				if err := acquire(t, m, "v", "02/01"); err != nil {
+					t.Error(err)
+				}
+				if len(w.made) != 1 {
+					t.Errorf("file system made %d times", len(w.made))
+				}
+			})
+		}
 	}
 }
 
 func TestTheEndOfTheContextAtAnyStepLeavesNothing(t *testing.T) {
 	t.Parallel()
-	for _, name := range sealing {
-		t.Run("seal/"+name, func(t *testing.T) {
-			t.Parallel()
-			m, w := newWorld(t)
-			ctx, cancel := context.WithCancel(t.Context())
-			w.call(name, cancel)
-			if err := m.Acquire(ctx, "c", "v", spec(), path(t, "02/01")); !errors.Is(err, context.Canceled) {
-				t.Fatal(err)
-			}
-			if left := w.left(); left != "" {
-				t.Errorf("left: %s after %v", left, w.log)
-			}
-			w.call(name, nil)
-			mustAcquire(t, m, "02/01")
-		})
-	}
-	for _, name := range append(slices.Clone(opening), "mount") {
-		t.Run("open again/"+name, func(t *testing.T) {
-			t.Parallel()
-			m, w := newWorld(t)
-			mustAcquire(t, m, "02/01")
-			mustRelease(t, m)
-			ctx, cancel := context.WithCancel(t.Context())
-			w.call(name, cancel)
-			if err := m.Acquire(ctx, "c", "v", spec(), path(t, "02/01")); !errors.Is(err, context.Canceled) || errdefs.IsDataLoss(err) {
-				t.Fatal(err)
-			}
-			if left := w.left(); left != closed {
-				t.Errorf("left: %s after %v", left, w.log)
-			}
-			w.call(name, nil)
-			mustAcquire(t, m, "02/01")
-		})
+	for layering, steps := range layered {
+		s := ofLayering(layering)
+		for _, name := range steps.sealing {
+			t.Run(fmt.Sprintf("%s/seal/%s", layering, name), func(t *testing.T) {
+				t.Parallel()
+				m, w := newWorld(t)
+				ctx, cancel := context.WithCancel(t.Context())
+				w.call(name, cancel)
+				if err := m.Acquire(ctx, "c", "v", s, path(t, "02/01")); !errors.Is(err, context.Canceled) {
+					t.Fatal(err)
+				}
+				if left := w.left(); left != "" {
+					t.Errorf("left: %s after %v", left, w.log)
+				}
+				w.call(name, nil)
+				if err := m.Acquire(t.Context(), "c", "v", s, path(t, "02/01")); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		for _, name := range append(slices.Clone(steps.opening), "mount") {
+			t.Run(fmt.Sprintf("%s/open again/%s", layering, name), func(t *testing.T) {
+				t.Parallel()
+				m, w := newWorld(t)
+				if err := m.Acquire(t.Context(), "c", "v", s, path(t, "02/01")); err != nil {
+					t.Fatal(err)
+				}
+				mustRelease(t, m)
+				ctx, cancel := context.WithCancel(t.Context())
+				w.call(name, cancel)
+				if err := m.Acquire(ctx, "c", "v", s, path(t, "02/01")); !errors.Is(err, context.Canceled) || errdefs.IsDataLoss(err) {
+					t.Fatal(err)
+				}
+				if left := w.left(); left != steps.closed {
+					t.Errorf("left: %s after %v", left, w.log)
+				}
+				w.call(name, nil)
+				if err := m.Acquire(t.Context(), "c", "v", s, path(t, "02/01")); err != nil {
+					t.Error(err)
+				}
+			})
+		}
 	}
 }
 
@@ -400,6 +442,17 @@ func TestAnUncleanCloseIsTheVolumesEnd(t *testing.T) {
 	}
 }
 
+// A container that does not go, or whoever else has a mapping open, keeps no key in the kernel beyond the sandbox.
+func TestDestroyEndsByForceWhatIsInUse(t *testing.T) {
+	t.Parallel()
+	m, w := newWorld(t)
+	mustAcquire(t, m, "02/01")
+	w.failAt("remove crypt", errdefs.ErrUnavailable)
+	if err := m.Destroy(t.Context()); err != nil || w.left() != "" {
+		t.Errorf("%v, left: %s", err, w.left())
+	}
+}
+
 func TestDestroyEndsEverythingAndCanBeRepeated(t *testing.T) {
 	t.Parallel()
 	m, w := newWorld(t)
@@ -413,8 +466,9 @@ func TestDestroyEndsEverythingAndCanBeRepeated(t *testing.T) {
 	}
 	w.failAt("flush", errInjected) // does not matter any more
 	w.failAt("remove dif", errInjected)
+	w.failAt("sweep", errInjected)
 	if err := m.Destroy(t.Context()); !errors.Is(err, errInjected) {
-		t.Errorf("destroy with a mapping in use: %v", err)
+		t.Errorf("destroy with a mapping that cannot be ended: %v", err)
 	}
 	for _, key := range w.keys {
 		if err := key.Lend("sealvol:x", func() error { return nil }); !errdefs.IsFailedPrecondition(err) {
@@ -517,8 +571,8 @@ func TestOptionsAreThePolicys(t *testing.T) {
 func TestRefusesWhatIsNotSupported(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(*policy.Volume){
-		"layering":    func(v *policy.Volume) { v.Layering = policy.LUKS2 },
-		"file system": func(v *policy.Volume) { v.FSType = "xfs" },
+		"layering":    func(v *policy.Volume) { v.Layering = "luks1" },
+		"file system": func(v *policy.Volume) { v.FSType = "btrfs" },
 		"mode":        func(v *policy.Volume) { v.Mode = "persistent" },
 		"suite":       func(v *policy.Volume) { v.Suites = append(v.Suites, "aegis128-plain64") },
 		"option":      func(v *policy.Volume) { v.Options = append(v.Options, "discard") },
@@ -532,6 +586,92 @@ func TestRefusesWhatIsNotSupported(t *testing.T) {
 				t.Errorf("%v after %v", err, w.log)
 			}
 		})
+	}
+}
+
+// The tags of luks2 are on the disk, so the file system is smaller than what the policy wants of it, by what only the kernel knows.
+func TestFileSystemIsAsLargeAsWhatTheLayeringLeaves(t *testing.T) {
+	t.Parallel()
+	m, w := newWorld(t)
+	w.plug("02/02", "vdb", 1<<30, 2)
+	for i, want := range map[policy.Layering]uint64{policy.MemoryTags: 1 << 30, policy.LUKS2: 1<<30 - luksOverhead} {
+		at := map[policy.Layering]string{policy.MemoryTags: "02/01", policy.LUKS2: "02/02"}[i]
+		if err := m.Acquire(t.Context(), "c", string(i), ofLayering(i), path(t, at)); err != nil {
+			t.Fatal(err)
+		}
+		if got := w.made[len(w.made)-1]; got != want {
+			t.Errorf("layering %s: file system of %d bytes, want %d", i, got, want)
+		}
+	}
+	for _, status := range m.Status() {
+		if status.Name == string(policy.LUKS2) && (status.SizeBytes != 1<<30-luksOverhead || status.Suite != string(policy.AESXTSPlain64HMACSHA256) || status.Counters.TagBytes != 0) {
+			t.Errorf("status %v", status)
+		}
+	}
+}
+
+func TestFileSystemAndGroupAreThePolicys(t *testing.T) {
+	t.Parallel()
+	m, w := newWorld(t)
+	s := spec()
+	s.FSType, s.FSGroup = policy.XFS, &policy.FSGroup{GID: 2000, ChangePolicy: policy.OnRootMismatch}
+	for range 2 { // whoever restarts finds it so again
+		if err := m.Acquire(t.Context(), "c", "v", s, path(t, "02/01")); err != nil {
+			t.Fatal(err)
+		}
+		mustRelease(t, m)
+	}
+	if got := fmt.Sprint(w.systems, w.groups); got != "[xfs xfs xfs] [2000 2000]" {
+		t.Errorf("made and mounted, groups: %s", got)
+	}
+}
+
+func TestAGroupThatCannotBeSetLeavesNothing(t *testing.T) {
+	t.Parallel()
+	m, w := newWorld(t)
+	s := spec()
+	s.FSGroup = &policy.FSGroup{GID: 2000, ChangePolicy: policy.Always}
+	w.failAt("group", errInjected)
+	if err := m.Acquire(t.Context(), "c", "v", s, path(t, "02/01")); !errors.Is(err, errInjected) {
+		t.Error(err)
+	}
+	if left := w.left(); left != "" {
+		t.Errorf("left: %s", left)
+	}
+}
+
+func TestTagsThatMayOutgrowTheirBoundAreRefusedBeforehand(t *testing.T) {
+	t.Parallel()
+	m, w := newWorld(t)
+	s := spec()
+	const need = 1 << 30 / 128
+	s.MaxTagMemory = need - 1
+	err := m.Acquire(t.Context(), "c", "v", s, path(t, "02/01"))
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), fmt.Sprint(need)) || !strings.Contains(err.Error(), fmt.Sprint(need-1)) {
+		t.Errorf("want both numbers: %v", err)
+	}
+	if left := w.left(); left != "" {
+		t.Errorf("left: %s", left)
+	}
+	s.MaxTagMemory = need
+	if err := m.Acquire(t.Context(), "c", "w", s, path(t, "02/01")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTagsThatCannotBeAllocatedBeforehandLeaveNothing(t *testing.T) {
+	t.Parallel()
+	m, w := newWorld(t)
+	mustAcquire(t, m, "02/01") // whose policy does not ask for it
+	w.failAt("preallocate", errInjected)
+	w.plug("02/02", "vdb", 1<<30, 2)
+	s := spec()
+	s.PreallocateTags = true
+	if err := m.Acquire(t.Context(), "c", "w", s, path(t, "02/02")); !errors.Is(err, errInjected) {
+		t.Error(err)
+	}
+	if left := w.left(); left != everything || w.live["tags"] != 1 {
+		t.Errorf("left: %s", left)
 	}
 }
 
@@ -577,33 +717,56 @@ func TestVolumesDoNotWaitForOneAnother(t *testing.T) {
 func TestOnlyAnOpenVolumeCanBeAttached(t *testing.T) {
 	t.Parallel()
 	m, _ := newWorld(t)
-	if _, err := m.Attach("v"); !errdefs.IsNotFound(err) {
+	if _, err := m.Attach(t.Context(), "v"); !errdefs.IsNotFound(err) {
 		t.Error(err)
 	}
 	mustAcquire(t, m, "02/01")
 	mounted := m.volumes["v"].mount.(*fakeMount)
 	for range 2 { // a container may have a volume at two paths
-		if dir, err := m.Attach("v"); err != nil || dir != "/volumes/v" || mounted.dir != dir {
+		if dir, err := m.Attach(t.Context(), "v"); err != nil || dir != "/volumes/v" || mounted.dir != dir {
 			t.Errorf("%q, %v, attached at %q", dir, err, mounted.dir)
 		}
 	}
-	if major, minor, err := m.Number("v"); err != nil || major != 253 || minor != 2 {
+	if major, minor, err := m.Number(t.Context(), "v"); err != nil || major != 253 || minor != 2 {
 		t.Errorf("%d:%d, %v", major, minor, err)
 	}
 	for _, want := range []string{"/volumes/v", ""} {
-		if err := m.Detach("v"); err != nil || mounted.dir != want {
+		if err := m.Detach(t.Context(), "v"); err != nil || mounted.dir != want {
 			t.Errorf("%v, attached at %q", err, mounted.dir)
 		}
 	}
-	if err := m.Detach("v"); !errdefs.IsFailedPrecondition(err) {
+	if err := m.Detach(t.Context(), "v"); !errdefs.IsFailedPrecondition(err) {
 		t.Error(err)
 	}
 	mustRelease(t, m)
-	if _, err := m.Attach("v"); !errdefs.IsFailedPrecondition(err) {
+	if _, err := m.Attach(t.Context(), "v"); !errdefs.IsFailedPrecondition(err) {
 		t.Error(err)
 	}
-	if _, _, err := m.Number("v"); !errdefs.IsFailedPrecondition(err) {
+	if _, _, err := m.Number(t.Context(), "v"); !errdefs.IsFailedPrecondition(err) {
 		t.Error(err)
+	}
+}
+
+// While a volume is busy for as long as its disk likes, the gate, which holds every path of the sandbox meanwhile, must be able to give up.
+func TestNobodyWaitsForABusyVolumeForEver(t *testing.T) {
+	t.Parallel()
+	m, _ := newWorld(t)
+	mustAcquire(t, m, "02/01")
+	busy := m.volumes["v"]
+	if err := busy.lock(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer busy.unlock()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, call := range map[string]func() error{
+		"attach": func() error { _, err := m.Attach(ctx, "v"); return err },
+		"detach": func() error { return m.Detach(ctx, "v") },
+		"number": func() error { _, _, err := m.Number(ctx, "v"); return err },
+	} {
+		if err := call(); !errdefs.IsUnavailable(err) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
@@ -614,6 +777,7 @@ func TestStatus(t *testing.T) {
 	name := m.volumes["v"].crypt.Name
 	want := &sealvolv1.Volume{
 		Name: "v", State: "open", Layering: "memory-tags", Suite: "aegis128-random", FsType: "ext4", SizeBytes: 1 << 30, Device: "vda", PciPath: "02/01",
+		CipherDriver: "driver of capi:aegis128-random",
 		Mappings: []*sealvolv1.Mapping{
 			{Name: name, Number: "253:2", Table: "table of crypt", SizeBytes: 1 << 30},
 			{Name: name + "_dif", Number: "253:2", Table: "table of dif", SizeBytes: 1 << 30},
@@ -629,6 +793,31 @@ func TestStatus(t *testing.T) {
 	want.State, want.Device, want.PciPath, want.Mappings, want.Mounts, want.Counters.Mismatches = "closed", "", "", nil, nil, 0
 	if diff := cmp.Diff(want, m.Status()[0], protocmp.Transform()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestAVolumeWithFaultsIsDegraded(t *testing.T) {
+	t.Parallel()
+	m, w := newWorld(t)
+	mustAcquire(t, m, "02/01")
+	if got := m.Status()[0]; got.State != "open" || got.Faults != nil {
+		t.Errorf("status %v", got)
+	}
+	w.faults = ioerror.Report{Count: 2, First: ioerror.Fault{Op: ioerror.Read, Sector: 8}}
+	want := &sealvolv1.Faults{Count: 2, FirstSector: 8, FirstOperation: "read"}
+	if got := m.Status()[0]; got.State != "degraded" || cmp.Diff(want, got.Faults, protocmp.Transform()) != "" {
+		t.Errorf("status %v", got)
+	}
+	mustRelease(t, m)
+	if got := m.Status()[0]; got.State != "closed" || got.Faults.GetCount() != 2 {
+		t.Errorf("closed: status %v", got)
+	}
+	// Opened again it is still degraded, and counts on.
+	w.faults = ioerror.Report{Count: 1, First: ioerror.Fault{Op: ioerror.Write, Sector: 16}, Incomplete: true}
+	mustAcquire(t, m, "02/01")
+	want.Count, want.AtLeast = 3, true
+	if got := m.Status()[0]; got.State != "degraded" || cmp.Diff(want, got.Faults, protocmp.Transform()) != "" {
+		t.Errorf("open again: status %v", got)
 	}
 }
 
