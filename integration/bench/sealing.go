@@ -21,6 +21,7 @@ func targets(testbed string) []target {
 		sealed(testbed, "memory-tags", "aegis128-random"),
 		sealed(testbed, "memory-tags", "aes-xts-random+hmac-sha256"),
 		sealed(testbed, "memory-tags", "aes-xts-plain64+hmac-sha256"),
+		sealed(testbed, "luks2", "aes-xts-plain64+hmac-sha256"),
 	}
 }
 
