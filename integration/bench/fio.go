@@ -12,9 +12,9 @@ import (
 	"strconv"
 )
 
-// access is a way to use the one file of a volume. The file has been written from its beginning to its end before, so that no target has
-// to allocate anything and none reads what was never written; and it is opened with O_DIRECT, but for fsync, where the data goes the
-// way that a program's does.
+// access is a way to use the one file of a volume. Where speed is measured the file has been written from its beginning to its end
+// before, so that no target has to allocate anything and none reads what was never written; and it is opened with O_DIRECT, but for
+// fsync, where the data goes the way that a program's does.
 type access struct {
 	pattern string // as fio calls it
 	block   string
@@ -33,8 +33,8 @@ type transfer struct {
 
 type measured struct {
 	transfer
-	syncPercentile map[string]float64 // nanoseconds, by "50.000000"
-	cpuSeconds     float64            // of the whole machine, without fio's start
+	syncP50, syncP99 float64 // nanoseconds
+	cpuSeconds       float64 // of the whole machine, without fio's start
 }
 
 // fio uses the volume's file, which is made if it is not there.
@@ -71,6 +71,24 @@ func (v *volume) fio(ctx context.Context, size int64, a access) (measured, error
 	if err != nil {
 		return measured{}, err
 	}
+	m, err := parseReport(text, a)
+	if err != nil {
+		return measured{}, err
+	}
+	before, err := busySeconds(filepath.Join(dir, "bench.prerun.txt"))
+	if err != nil {
+		return measured{}, err
+	}
+	after, err := busySeconds(filepath.Join(dir, "bench.postrun.txt"))
+	if err != nil {
+		return measured{}, err
+	}
+	m.cpuSeconds = after - before
+	return m, nil
+}
+
+// parseReport reads what fio reports of an access.
+func parseReport(text []byte, a access) (measured, error) {
 	var report struct {
 		Jobs []struct {
 			Error       int
@@ -88,21 +106,18 @@ func (v *volume) fio(ctx context.Context, size int64, a access) (measured, error
 		return measured{}, fmt.Errorf("fio did not do its job: %s", text)
 	}
 	job := report.Jobs[0]
-	m := measured{transfer: job.Write, syncPercentile: job.Sync.Latency.Percentile}
+	m := measured{transfer: job.Write}
 	if job.Read.Bytes > 0 {
 		m.transfer = job.Read
 	}
-	before, err := busySeconds(filepath.Join(dir, "bench.prerun.txt"))
-	if err != nil {
-		return measured{}, err
-	}
-	after, err := busySeconds(filepath.Join(dir, "bench.postrun.txt"))
-	if err != nil {
-		return measured{}, err
-	}
-	m.cpuSeconds = after - before
 	if m.Bytes == 0 {
 		return measured{}, errors.New("fio moved nothing")
+	}
+	if a.sync {
+		m.syncP50, m.syncP99 = job.Sync.Latency.Percentile["50.000000"], job.Sync.Latency.Percentile["99.000000"]
+		if m.syncP50 == 0 || m.syncP99 == 0 {
+			return measured{}, errors.New("fio measured no fsync")
+		}
 	}
 	return m, nil
 }

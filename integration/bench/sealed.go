@@ -42,10 +42,13 @@ func sealed(program, layering, suite string) target {
 			}
 			ready := time.Since(began)
 			v.onClose(func(ctx context.Context) error { return bed.Release(ctx, name) })
-			if status, err := bed.Volume(name); err != nil || status.Suite != suite || status.Layering != layering {
-				return 0, fmt.Errorf("not what was asked for: %v, %w", status, err)
+			status, err := bed.Volume(name)
+			if err != nil {
+				return 0, err
 			}
-			var err error
+			if status.Suite != suite || status.Layering != layering {
+				return 0, fmt.Errorf("not what was asked for: %v", status)
+			}
 			if v.dir, err = bed.Attach(name); err != nil {
 				return 0, err
 			}

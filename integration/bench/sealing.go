@@ -21,6 +21,7 @@ func targets(testbed string) []target {
 		sealed(testbed, "memory-tags", "aegis128-random"),
 		sealed(testbed, "memory-tags", "aes-xts-random+hmac-sha256"),
 		sealed(testbed, "memory-tags", "aes-xts-plain64+hmac-sha256"),
+		sealed(testbed, "luks2", "aes-xts-plain64+hmac-sha256"),
 	}
 }
 
@@ -123,7 +124,7 @@ func (s *sealing) with(ctx context.Context, t target, d disk, do func(v *volume)
 		defer cancel()
 		err = errors.Join(err, v.close(ctx))
 	}()
-	make, err := t.start(ctx, v)
+	open, err := t.start(ctx, v)
 	if err != nil {
 		return 0, err
 	}
@@ -132,7 +133,7 @@ func (s *sealing) with(ctx context.Context, t target, d disk, do func(v *volume)
 	}
 	limited, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	if ready, err = make(limited, d); err != nil {
+	if ready, err = open(limited, d); err != nil {
 		return 0, err
 	}
 	return ready, do(v)
@@ -196,8 +197,8 @@ func (s *sealing) use(ctx context.Context, d disk, v *volume, add add) error {
 			add("rand_read_qd1", "1/s", m.IOPS)
 		}},
 		{"fsync", access{pattern: "randwrite", block: "4k", depth: 1, seconds: s.random, sync: true}, func(m measured, _ float64) {
-			add("fsync_p50", "ms", m.syncPercentile["50.000000"]/1e6)
-			add("fsync_p99", "ms", m.syncPercentile["99.000000"]/1e6)
+			add("fsync_p50", "ms", m.syncP50/1e6)
+			add("fsync_p99", "ms", m.syncP99/1e6)
 		}},
 	} {
 		before, err := d.written()

@@ -44,12 +44,12 @@ func (v *volume) close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// plain is a target for which nothing has to be started. make gives the block device that has the file system.
-func plain(name string, make func(ctx context.Context, v *volume, d disk) (node string, err error)) target {
+// plain is a target for which nothing has to be started. format gives the block device that has the file system.
+func plain(name string, format func(ctx context.Context, v *volume, d disk) (node string, err error)) target {
 	return target{name, func(_ context.Context, v *volume) (open, error) {
 		return func(ctx context.Context, d disk) (time.Duration, error) {
 			began := time.Now()
-			node, err := make(ctx, v, d)
+			node, err := format(ctx, v, d)
 			if err != nil {
 				return 0, err
 			}
