@@ -100,7 +100,7 @@ node-artefacts: tools build build/guest/initrd.img build/images/busybox.tar buil
 # --- tests, from fast to real ---------------------------------------------------
 
 .PHONY: test
-test: check test-fuzz test-vm test-node ## run every test
+test: check test-fuzz test-vm test-node ## run every test but the attacks on sealed volumes
 
 .PHONY: check
 check: build/prerequisites ## format, vet, staticcheck and unit tests: while editing
@@ -124,7 +124,6 @@ test-vm: build/vmrun build/kernel/vmlinux ## run the tests that need root and a 
 	$(GO) test -count=1 -tags vm ./integration/vmrun
 	$(GO) test -count=1 -tags vm -p 1 -exec '$(VM)' $$(grep -rl --include='*_test.go' '^//go:build vm$$' $(SOURCES) | \
 		xargs dirname | sort -u | grep -vE 'integration/(vmrun|attack)' | sed 's|^|./|')
-	@$(MAKE) test-attack
 
 # The host against sealed volumes: disks to attack, one larger than the machine's memory, one to swap to, and sixty-four small ones. The limit
 # is vmrun's: the clock of an emulated machine that is short of processors runs fast.

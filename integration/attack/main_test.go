@@ -34,7 +34,7 @@ type kind struct {
 	bytes               uint64 // the least that it is good for
 }
 
-// kinds are those that the attacks are played on: each layering, the default suites and one file system, in the time that `make test` has; every
+// kinds are those that the attacks are played on: each layering, the default suites and one file system, in five minutes; every
 // one with SEALVOL_ATTACK=all (`make test-attack KINDS=all`).
 var kinds = chosen(os.Getenv("SEALVOL_ATTACK"))
 

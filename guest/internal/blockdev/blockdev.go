@@ -12,6 +12,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -68,7 +69,7 @@ func WaitUnused(ctx context.Context, path string, n Number) error {
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		f, err := Open(path, n, unix.O_RDONLY|unix.O_EXCL)
 		if err == nil {
-			return f.Close()
+			return CloseExclusive(f)
 		}
 		if !errors.Is(err, unix.EBUSY) {
 			return err
@@ -79,6 +80,16 @@ func WaitUnused(ctx context.Context, path string, n Number) error {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// CloseExclusive closes a device that was opened with O_EXCL, so that nobody has it exclusively afterwards. A plain Close does not do that: a
+// child that is started at that moment, another volume's mkfs say, has every descriptor until it executes its program, and whoever
+// wants the device next would find it busy.
+func CloseExclusive(f *os.File) error {
+	// Held by who starts a child until the child has executed its program.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	return f.Close()
 }
 
 // Size is the device's size in bytes.

@@ -17,6 +17,8 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/sealvol/sealvol/guest/internal/blockdev"
 )
 
 const (
@@ -110,7 +112,7 @@ func (i *Image) CopyTo(ctx context.Context, node string) error {
 		return fmt.Errorf("copy file system: %w", err)
 	}
 	err = i.copyTo(ctx, device)
-	if closeErr := device.Close(); err == nil {
+	if closeErr := blockdev.CloseExclusive(device); err == nil {
 		err = closeErr
 	}
 	if err != nil {
