@@ -1,7 +1,6 @@
 package filesystem
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -12,13 +11,13 @@ import (
 	"os"
 	"os/exec"
 	"slices"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/sealvol/sealvol/guest/internal/blockdev"
+	"github.com/sealvol/sealvol/guest/internal/output"
 )
 
 const (
@@ -66,13 +65,16 @@ func (c command) run(ctx context.Context, image *os.File, size uint64) error {
 	if err := image.Truncate(int64(size)); err != nil {
 		return fmt.Errorf("grow image: %w", err)
 	}
-	var output bytes.Buffer
+	said, err := output.New()
+	if err != nil {
+		return err
+	}
+	defer said.Close()
 	cmd := exec.CommandContext(ctx, c.path, append(c.args[:len(c.args):len(c.args)], childFile(imageFile))...)
 	cmd.ExtraFiles = append([]*os.File{image}, c.extra...)
 	cmd.Env = append([]string{"LC_ALL=C"}, c.env...)
-	cmd.Stdout, cmd.Stderr = &output, &output
-	cmd.WaitDelay = time.Second
-	err := cmd.Run()
+	cmd.Stdout, cmd.Stderr = said, said
+	err = cmd.Run()
 	switch {
 	case err == nil:
 		return ctx.Err()
@@ -81,7 +83,7 @@ func (c command) run(ctx context.Context, image *os.File, size uint64) error {
 	case errors.Is(err, os.ErrNotExist):
 		return fmt.Errorf("%w: %w", errdefs.ErrFailedPrecondition, err)
 	default:
-		return fmt.Errorf("%w: %q", err, bytes.TrimSpace(output.Bytes()))
+		return fmt.Errorf("%w: %q", err, output.Text(said))
 	}
 }
 

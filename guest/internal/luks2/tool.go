@@ -1,7 +1,6 @@
 package luks2
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 	"github.com/sealvol/sealvol/guest/internal/devmapper"
 	"github.com/sealvol/sealvol/guest/internal/keyring"
 	"github.com/sealvol/sealvol/guest/internal/noswap"
+	"github.com/sealvol/sealvol/guest/internal/output"
 )
 
 const (
@@ -69,7 +69,11 @@ func (p process) run(ctx context.Context, header *os.File, key *keyring.Key, act
 		return err
 	}
 	defer stdin.Close()
-	var output bytes.Buffer
+	said, err := output.New()
+	if err != nil {
+		return err
+	}
+	defer said.Close()
 	cmd := exec.CommandContext(ctx, string(p), append(append([]string{action}, common...), flags...)...)
 	cmd.Stdin = stdin
 	cmd.ExtraFiles = []*os.File{header}
@@ -77,7 +81,7 @@ func (p process) run(ctx context.Context, header *os.File, key *keyring.Key, act
 		"DM_DISABLE_UDEV=1", // there may be none to wait for, and it has no business with our mappings
 		"LC_ALL=C",
 	}
-	cmd.Stdout, cmd.Stderr = &output, &output
+	cmd.Stdout, cmd.Stderr = said, said
 	// It does not stop between two steps then, which would leave half a mapping; it is killed when that takes too long.
 	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
 	cmd.WaitDelay = killDelay
@@ -91,7 +95,7 @@ func (p process) run(ctx context.Context, header *os.File, key *keyring.Key, act
 	if errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("cryptsetup: %w: %w", errdefs.ErrFailedPrecondition, err)
 	}
-	err = fmt.Errorf("cryptsetup %s: %w: %q", action, err, bytes.TrimSpace(output.Bytes()))
+	err = fmt.Errorf("cryptsetup %s: %w: %q", action, err, output.Text(said))
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exitClasses[exit.ExitCode()] != nil {
 		err = fmt.Errorf("%w: %w", err, exitClasses[exit.ExitCode()])
 	}
