@@ -35,7 +35,7 @@ const (
 
 // SetGroup gives the file system to a group, as kubelet does for fsGroup (SetVolumeOwnership of its pkg/volume): every file gets the group
 // and is readable and writable for it, folders can be entered and are setgid. Of symbolic links the group alone is changed. What is as it
-// should be is not written. A file that vanishes meanwhile is none.
+// should be is not written. A file that vanishes meanwhile is none; but it is for a volume that nobody uses yet.
 //
 // The first error ends it. After that the root folder is not the group's, so that OnRootMismatch begins anew.
 func (m *Mount) SetGroup(ctx context.Context, gid uint32, policy ChangePolicy) error {

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -183,58 +182,6 @@ func TestVMAGroupGetsMuchAndDeep(t *testing.T) {
 		if st := lstat(t, dir(m)+"/."); st.Gid != group {
 			t.Error("the root folder was changed before what is in it")
 		}
-	})
-}
-
-// TestVMAGroupIsSetWhileFilesComeAndGo is what a container may do that has the volume already.
-func TestVMAGroupIsSetWhileFilesComeAndGo(t *testing.T) {
-	eachType(t, func(t *testing.T, kind Type) {
-		m := newMount(t, kind)
-		stop := make(chan struct{})
-		var busy sync.WaitGroup
-		for i := range 4 {
-			busy.Go(func() {
-				for round := 0; ; round++ {
-					select {
-					case <-stop:
-						return
-					default:
-					}
-					top := filepath.Join(dir(m), fmt.Sprint(i))
-					below := filepath.Join(top, fmt.Sprint(round%7), "x", "y")
-					if err := os.MkdirAll(below, 0o700); err != nil {
-						t.Error(err)
-						return
-					}
-					for k := range 20 {
-						os.WriteFile(filepath.Join(below, fmt.Sprint(k)), nil, 0o600)
-						os.Symlink("/etc", filepath.Join(below, fmt.Sprint("link", k)))
-					}
-					// Move a folder out of another one, and make it a link to somewhere else.
-					os.Rename(below, filepath.Join(top, fmt.Sprint("moved", round)))
-					os.Symlink("/", below)
-					os.RemoveAll(filepath.Join(top, fmt.Sprint(round%5)))
-					os.RemoveAll(filepath.Join(top, fmt.Sprint("moved", round-2)))
-				}
-			})
-		}
-		for range 30 {
-			setGroupOf(t, m, Always)
-		}
-		close(stop)
-		busy.Wait()
-		setGroupOf(t, m, Always)
-		for _, name := range []string{"/etc", "/", "/etc/passwd"} {
-			if st := lstat(t, name); st.Gid == group {
-				t.Errorf("%s got the group", name)
-			}
-		}
-		must(t, filepath.WalkDir(dir(m)+"/.", func(name string, _ os.DirEntry, err error) error {
-			if err == nil && lstat(t, name).Gid != group {
-				err = fmt.Errorf("%s was not changed", name)
-			}
-			return err
-		}))
 	})
 }
 
