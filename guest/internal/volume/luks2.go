@@ -18,7 +18,7 @@ type diskTags struct{}
 // length: the tags take some of the disk, and how much only the kernel knows.
 func (diskTags) length(uint64) uint64 { return 0 }
 
-func (diskTags) create(ctx context.Context, m *Manager, v *volume) error {
+func (l diskTags) create(ctx context.Context, m *Manager, v *volume) error {
 	key, err := keyring.New(luks2.KeyBytes)
 	if err != nil {
 		return err
@@ -33,7 +33,7 @@ func (diskTags) create(ctx context.Context, m *Manager, v *volume) error {
 	v.kept.push(func(context.Context) error { return header.Close() })
 	// The policy's language has one suite for this layering.
 	v.suite = v.plan.suites[0]
-	if err := (diskTags{}).open(ctx, m, v); err != nil {
+	if err := l.open(ctx, m, v); err != nil {
 		return err
 	}
 	v.driver = m.driver(v, v.suite.cipher)
