@@ -99,8 +99,10 @@ node-artefacts: tools build build/guest/initrd.img build/images/busybox.tar buil
 
 # --- tests, from fast to real ---------------------------------------------------
 
+# A node has one processor and takes longest, so the other machines run beside it, when all that they share is there.
 .PHONY: test
-test: check test-fuzz test-vm test-node ## run every test but the attacks on sealed volumes
+test: check test-fuzz build/vmrun build/testbed node-artefacts ## run every test
+	@integration/abreast 'node $(MAKE) test-node' 'vm $(MAKE) test-vm test-attack'
 
 .PHONY: check
 check: build/prerequisites ## format, vet, staticcheck and unit tests: while editing

@@ -12,7 +12,7 @@ import (
 
 // strides is in how many turns every block is reached: every strides-th at once, so that a turn also shows that the others are not
 // disturbed.
-const strides = 8
+const strides = 4
 
 func TestAFlippedBitAnywhereIsAnErrorThere(t *testing.T) {
 	play(t, onExt4, func(a *arena) {
