@@ -18,11 +18,11 @@ const (
 	ext4MinBytes = 1 << 20
 
 	// One inode for 16 KiB is what mke2fs makes by default, and does not surprise whoever has small files. But each one costs 256 bytes that
-	// are written before the volume is ready, so that what is beyond ext4Dense adds few: 139264 in all for 10 GiB, 231424 for 100 GiB. An
+	// are written before the volume is ready, so that what is beyond ext4Dense adds few: 135168 in all for 10 GiB, 181248 for 100 GiB. An
 	// xfs makes inodes as they are needed.
 	ext4Dense       = 2 << 30
 	ext4DenseRatio  = 16 << 10
-	ext4SparseRatio = 1 << 20
+	ext4SparseRatio = 2 << 20
 	ext4MinInodes   = 128
 
 	ext4InodeBytes = 256

@@ -22,9 +22,9 @@ import (
 
 const (
 	// copyBytes is the largest write while an image is copied.
-	copyBytes = 256 << 10
+	copyBytes = 512 << 10
 	// copyWorkers write at once: the kernel encrypts each write on one processor.
-	copyWorkers = 4
+	copyWorkers = 8
 )
 
 // Image is a new file system in memory: a sparse file that has only the blocks that were written.

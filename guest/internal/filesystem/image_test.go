@@ -67,9 +67,9 @@ func TestMakeWritesLittleWhateverTheSize(t *testing.T) {
 		{Ext4, Ext4.MinBytes(), 32 << 10, 256 << 10},
 		{Ext4, 64 << 20, 1 << 20, 2 << 20},
 		{Ext4, 1 << 30, 16 << 20, 17 << 20},
-		{Ext4, 10 << 30, 34 << 20, 35 << 20},
-		{Ext4, 100 << 30, 56 << 20, 62 << 20},
-		{Ext4, 100<<30 + 12288, 56 << 20, 62 << 20},
+		{Ext4, 10 << 30, 33 << 20, 34 << 20},
+		{Ext4, 100 << 30, 44 << 20, 50 << 20},
+		{Ext4, 100<<30 + 12288, 44 << 20, 50 << 20},
 		// The whole of the log, which the kernel reads, and little more.
 		{XFS, XFS.MinBytes(), 10 << 20, 11 << 20},
 		{XFS, 1 << 30, 16 << 20, 17 << 20},
