@@ -1,0 +1,113 @@
+package author
+
+import (
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/sealvol/sealvol/policy"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+func read(tb testing.TB, path string) []byte {
+	tb.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return b
+}
+
+// wantGolden compares with a file, or writes it with -update.
+func wantGolden(t *testing.T, path string, got []byte) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if diff := cmp.Diff(string(read(t, path)), string(got)); diff != "" {
+		t.Errorf("differs from %s (-want +got), see -update:\n%s", path, diff)
+	}
+}
+
+// transcript is what the author of a manifest gets to see, but for the manifest.
+func transcript(result Result, err error) string {
+	var b strings.Builder
+	if err != nil {
+		for _, line := range strings.Split(err.Error(), "\n") {
+			b.WriteString("error: " + line + "\n")
+		}
+	}
+	for _, w := range result.Warnings {
+		b.WriteString("warning: " + w + "\n")
+	}
+	for _, p := range result.Pods {
+		b.WriteString("\n# " + p.Name + "\n" + string(p.Policy))
+	}
+	return b.String()
+}
+
+// TestPods runs testdata/pods: beside NAME.yaml stands in NAME.policy what the author is told and what policies are made.
+func TestPods(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("testdata/pods/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no test data: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) {
+			t.Parallel()
+			manifest := read(t, file)
+			result, err := Annotate(t.Context(), manifest, Options{})
+			wantGolden(t, strings.TrimSuffix(file, ".yaml")+".policy", []byte(transcript(result, err)))
+			if err == nil {
+				wantOnlyAnnotations(t, manifest, result)
+			}
+		})
+	}
+}
+
+// wantOnlyAnnotations says that nothing of a manifest changed but for the annotations, and that a second run changes nothing.
+func wantOnlyAnnotations(t *testing.T, manifest []byte, result Result) {
+	t.Helper()
+	for _, p := range result.Pods {
+		if _, err := policy.Load(t.Context(), p.Policy); err != nil {
+			t.Errorf("%s: the guest would refuse its policy: %v", p.Name, err)
+		}
+	}
+	again, err := Annotate(t.Context(), result.Manifest, Options{})
+	if err != nil {
+		t.Fatalf("the tool must read its own output: %v", err)
+	}
+	if diff := cmp.Diff(string(result.Manifest), string(again.Manifest)); diff != "" {
+		t.Errorf("a second run changed the manifest:\n%s", diff)
+	}
+	// Every line that was there is there still, in order.
+	rest := string(result.Manifest)
+	for _, line := range strings.SplitAfter(string(manifest), "\n") {
+		if strings.Contains(line, Annotation) {
+			continue
+		}
+		_, after, found := strings.Cut(rest, line)
+		if !found {
+			t.Fatalf("the line %q is gone", line)
+		}
+		rest = after
+	}
+}
+
+func TestAManifestWithoutSealedVolumesIsAnError(t *testing.T) {
+	t.Parallel()
+	_, err := Annotate(t.Context(), []byte("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n"), Options{})
+	if !errors.Is(err, errdefs.ErrNotFound) || !strings.Contains(err.Error(), DefaultClass) || !strings.Contains(err.Error(), "--class") {
+		t.Errorf("the author would believe the pod sealed, got %v", err)
+	}
+}

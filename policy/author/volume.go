@@ -1,0 +1,391 @@
+package author
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/sealvol/sealvol/policy"
+)
+
+// podTemplate is what kinds of objects that make pods have in common.
+type podTemplate struct {
+	Metadata metav1.ObjectMeta `json:"metadata"`
+	Spec     corev1.PodSpec    `json:"spec"`
+}
+
+// podTemplate decodes the object's pod template. Unknown fields of what the policy is made from are errors, others warnings: a newer
+// Kubernetes may know them.
+func (o object) podTemplate(r *report) (podTemplate, error) {
+	var t podTemplate
+	value, ok := o.document.at(o.template).(map[string]any)
+	if !ok {
+		return t, fmt.Errorf("%s: has no pod template: %w", r.where, errdefs.ErrInvalidArgument)
+	}
+	unknown, err := decode(map[string]any{"metadata": value["metadata"], "spec": value["spec"]}, &t)
+	if err != nil {
+		return t, fmt.Errorf("%s: %s: %w", r.where, oneLine(err), errdefs.ErrInvalidArgument)
+	}
+	for _, u := range unknown {
+		if slices.ContainsFunc([]string{"spec.containers", "spec.initContainers", "spec.ephemeralContainers", "spec.volumes"}, func(part string) bool {
+			return strings.Contains(u, `"`+part)
+		}) {
+			r.refuse(errdefs.ErrInvalidArgument, "%s; Kubernetes has no such field", u)
+			continue
+		}
+		r.warn("%s; it is left as it is", u)
+	}
+	return t, nil
+}
+
+// claim is a PersistentVolumeClaim, or the template of one.
+type claim struct {
+	spec corev1.PersistentVolumeClaimSpec
+	err  error // that it has
+}
+
+// claimsOf are the claims in a manifest, by name. Claims of one name in several namespaces are not told apart: the last is meant.
+func claimsOf(objects []object) map[string]claim {
+	claims := map[string]claim{}
+	for _, o := range objects {
+		if o.kind != "PersistentVolumeClaim" {
+			continue
+		}
+		metadata, _ := o.value["metadata"].(map[string]any)
+		name, _ := metadata["name"].(string)
+		var c claim
+		_, c.err = decode(o.value["spec"], &c.spec)
+		claims[name] = c
+	}
+	return claims
+}
+
+// volume is a sealed volume of a pod.
+type volume struct {
+	name     string // in the policy
+	of       string // the pod's name for it
+	size     uint64 // asked for, in bytes
+	readOnly bool   // for every container
+	mounts   []policy.Mount
+}
+
+const mebibyte = 1 << 20
+
+// sealed is the volume as the policy says it.
+func (v volume) sealed(options Options, spec corev1.PodSpec) policy.Volume {
+	sealed := policy.Volume{
+		Mode: policy.Ephemeral, Layering: options.Layering, FSType: options.FSType,
+		Suites:  []policy.Suite{policy.AEGIS128Random, policy.AESXTSRandomHMACSHA256},
+		Options: []policy.Option{policy.NoSUID, policy.NoDev},
+		Size:    policy.Size{Min: v.size, Max: (v.size + mebibyte - 1) / mebibyte * mebibyte},
+		Mounts:  v.mounts,
+	}
+	if sealed.Layering == "" {
+		sealed.Layering = policy.MemoryTags
+	}
+	if sealed.Layering == policy.LUKS2 {
+		sealed.Suites = []policy.Suite{policy.AESXTSPlain64HMACSHA256}
+	}
+	if sealed.FSType == "" {
+		sealed.FSType = policy.Ext4
+	}
+	if security := spec.SecurityContext; security != nil && security.FSGroup != nil && *security.FSGroup > 0 {
+		sealed.FSGroup = &policy.FSGroup{GID: uint32(*security.FSGroup), ChangePolicy: policy.Always}
+		if change := security.FSGroupChangePolicy; change != nil {
+			sealed.FSGroup.ChangePolicy = policy.ChangePolicy(*change)
+		}
+	}
+	return sealed
+}
+
+// finder looks for the sealed volumes of one pod template.
+type finder struct {
+	*report
+	template podTemplate
+	claims   map[string]claim
+	options  Options
+	requests map[string]request
+	// byDevice and byEmptyDir lead from a device's path and an emptyDir's name to the request that names it.
+	byDevice, byEmptyDir map[string]string
+	used                 map[string]bool // requests
+}
+
+// findVolumes finds the sealed volumes of a pod template and follows each to the containers that see it.
+func findVolumes(r *report, o object, template podTemplate, claims map[string]claim, options Options) []volume {
+	f := &finder{
+		report: r, template: template, claims: claims, options: options, requests: requests(r, template.Metadata.Annotations),
+		byDevice: map[string]string{}, byEmptyDir: map[string]string{}, used: map[string]bool{},
+	}
+	for _, name := range slices.Sorted(maps.Keys(f.requests)) {
+		q := f.requests[name]
+		for _, index := range []struct {
+			names map[string]string
+			key   string
+		}{{f.byDevice, q.Device}, {f.byEmptyDir, q.EmptyDir}} {
+			if other, twice := index.names[index.key]; index.key != "" && twice {
+				r.refuse(errdefs.ErrInvalidArgument, "annotations %s%s and %s%s ask for the same", volumePrefix, other, volumePrefix, name)
+			}
+			index.names[index.key] = name
+		}
+	}
+	pod := template.Spec.Volumes
+	for _, t := range f.claimTemplates(o) {
+		pod = append(pod[:len(pod):len(pod)], t)
+	}
+	var volumes []volume
+	for _, v := range pod {
+		if sealed, ok := f.find(v); ok {
+			volumes = append(volumes, sealed)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(f.requests)) {
+		if !f.used[name] {
+			r.refuse(errdefs.ErrInvalidArgument, "annotation %s%s: the pod has no such volume; see the device or name in it", volumePrefix, name)
+		}
+	}
+	return volumes
+}
+
+// claimTemplates are the volumes that a StatefulSet gives its pods besides those in the template.
+func (f *finder) claimTemplates(o object) []corev1.Volume {
+	if o.kind != "StatefulSet" {
+		return nil
+	}
+	spec, _ := o.value["spec"].(map[string]any)
+	entries, _ := spec["volumeClaimTemplates"].([]any)
+	var volumes []corev1.Volume
+	for i, entry := range entries {
+		var template struct {
+			Metadata metav1.ObjectMeta                `json:"metadata"`
+			Spec     corev1.PersistentVolumeClaimSpec `json:"spec"`
+		}
+		if _, err := decode(entry, &template); err != nil {
+			f.refuse(errdefs.ErrInvalidArgument, "spec.volumeClaimTemplates[%d]: %s", i, oneLine(err))
+			continue
+		}
+		// The claim of each pod has a name of its own; here it goes by one that no object can have.
+		key := "spec.volumeClaimTemplates/" + template.Metadata.Name
+		f.claims = maps.Clone(f.claims)
+		f.claims[key] = claim{spec: template.Spec}
+		volumes = append(volumes, corev1.Volume{Name: template.Metadata.Name, VolumeSource: corev1.VolumeSource{
+			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: key},
+		}})
+	}
+	return volumes
+}
+
+// find makes a sealed volume of a pod's volume, if it is to be one.
+func (f *finder) find(v corev1.Volume) (volume, bool) {
+	field := fmt.Sprintf("volume %q", v.Name)
+	device, request := f.raw(v.Name)
+	sealed := volume{name: v.Name, of: v.Name}
+	var spec *corev1.PersistentVolumeClaimSpec
+	switch {
+	case v.EmptyDir != nil:
+		if request, ok := f.byEmptyDir[v.Name]; ok {
+			return f.emptyDir(request, v)
+		}
+		return volume{}, false
+	case v.Ephemeral != nil && v.Ephemeral.VolumeClaimTemplate != nil:
+		spec = &v.Ephemeral.VolumeClaimTemplate.Spec
+		if request == "" && !f.ofClass(spec) {
+			return volume{}, false
+		}
+	case v.PersistentVolumeClaim != nil:
+		name := v.PersistentVolumeClaim.ClaimName
+		c, here := f.claims[name]
+		if here {
+			if c.err != nil {
+				f.refuse(errdefs.ErrInvalidArgument, "%s: PersistentVolumeClaim %q: %s", field, name, oneLine(c.err))
+				return volume{}, false
+			}
+			spec = &c.spec
+		}
+		mounted := f.requests[v.Name]
+		asked := request != "" || mounted.Mode != "" && mounted.Device == "" && mounted.EmptyDir == ""
+		if !asked && !slices.Contains(f.options.Claims, name) && !(here && f.ofClass(spec)) {
+			if !here {
+				f.warn("%s: PersistentVolumeClaim %q is not in the manifest; if it is to be sealed, name it with --claim", field, name)
+			}
+			return volume{}, false
+		}
+		if !asked {
+			f.refuse(errdefs.ErrFailedPrecondition, "%s: its claim outlives the pod, and persistent volumes come later; use an ephemeral volumeClaimTemplate, "+
+				`or say with the annotation %s%s: '{"mode": "ephemeral"}' that the data goes with the pod`, field, volumePrefix, v.Name)
+			return volume{}, false
+		}
+		if request == "" {
+			f.used[v.Name] = true
+		}
+		sealed.readOnly = v.PersistentVolumeClaim.ReadOnly
+	case v.CSI != nil && slices.Contains(f.options.classes(), v.CSI.Driver):
+		f.refuse(errdefs.ErrFailedPrecondition, "%s: an inline CSI volume says no size; use an ephemeral volumeClaimTemplate", field)
+		return volume{}, false
+	default:
+		return volume{}, false
+	}
+
+	if spec != nil && (spec.DataSource != nil || spec.DataSourceRef != nil || spec.VolumeName != "") {
+		f.refuse(errdefs.ErrFailedPrecondition, "%s: an ephemeral sealed volume begins empty; remove dataSource, dataSourceRef and volumeName from its claim", field)
+	}
+	block := spec != nil && spec.VolumeMode != nil && *spec.VolumeMode == corev1.PersistentVolumeBlock
+	var err error
+	if sealed.size, err = f.size(v.Name, spec); err != nil {
+		f.refuse(errdefs.ErrInvalidArgument, "%s: %v", field, err)
+	}
+	switch {
+	case request != "":
+		f.used[request] = true
+		sealed.name = request
+		if spec != nil && !block {
+			f.refuse(errdefs.ErrInvalidArgument, "%s: is a device of a container, so its claim needs volumeMode: Block", field)
+		}
+		sealed.mounts = f.devices(v.Name, device, f.requests[request], sealed.readOnly)
+	case block:
+		f.refuse(errdefs.ErrFailedPrecondition, `%s: is a raw block device, which the containers would see unsealed; say where its file system is to be with the annotation `+
+			`%s%s: '{"device": DEVICEPATH, "mountPath": PATH, "mode": "ephemeral"}'`, field, volumePrefix, v.Name)
+	default:
+		sealed.mounts = f.mounts(v.Name, sealed.readOnly)
+	}
+	return sealed, true
+}
+
+// ofClass reports whether a claim has one of the sealed classes.
+func (f *finder) ofClass(spec *corev1.PersistentVolumeClaimSpec) bool {
+	return spec.StorageClassName != nil && slices.Contains(f.options.classes(), *spec.StorageClassName)
+}
+
+// raw is the request for one of the devices that containers make of a volume.
+func (f *finder) raw(name string) (device, request string) {
+	for _, c := range containersOf(f.template.Spec) {
+		for _, d := range c.VolumeDevices {
+			if request, ok := f.byDevice[d.DevicePath]; ok && d.Name == name {
+				return d.DevicePath, request
+			}
+		}
+	}
+	return "", ""
+}
+
+func (f *finder) emptyDir(name string, v corev1.Volume) (volume, bool) {
+	f.used[name] = true
+	field := fmt.Sprintf("volume %q", v.Name)
+	sealed := volume{name: name, of: v.Name, size: f.requests[name].size}
+	if v.EmptyDir.Medium != corev1.StorageMediumDefault {
+		f.refuse(errdefs.ErrFailedPrecondition, "%s: an emptyDir in memory is sealed by the guest's own memory; remove its medium or the annotation", field)
+	}
+	if limit := v.EmptyDir.SizeLimit; sealed.size == 0 && limit != nil {
+		var err error
+		if sealed.size, err = bytesOf(*limit); err != nil {
+			f.refuse(errdefs.ErrInvalidArgument, "%s: sizeLimit: %v", field, err)
+		}
+	}
+	if sealed.size == 0 {
+		f.refuse(errdefs.ErrInvalidArgument, "%s: has no size; give the annotation %s%s one, or the emptyDir a sizeLimit", field, volumePrefix, name)
+	}
+	sealed.mounts = f.mounts(v.Name, false)
+	return sealed, true
+}
+
+// size is what a claim asks for, in bytes.
+func (f *finder) size(name string, spec *corev1.PersistentVolumeClaimSpec) (uint64, error) {
+	if size, ok := f.options.Sizes[name]; ok {
+		return size, nil
+	}
+	if spec == nil {
+		return 0, fmt.Errorf("its claim is not in the manifest, so say how large it is with --size %s=10Gi", name)
+	}
+	quantity, ok := spec.Resources.Requests[corev1.ResourceStorage]
+	if !ok {
+		return 0, errors.New("its claim requests no storage; give resources.requests.storage")
+	}
+	return bytesOf(quantity)
+}
+
+// bytesOf is a quantity in bytes.
+func bytesOf(q resource.Quantity) (uint64, error) {
+	if q.Sign() <= 0 {
+		return 0, fmt.Errorf("%s is not more than nothing", q.String())
+	}
+	if q.CmpInt64(1<<60) > 0 {
+		return 0, fmt.Errorf("%s is more than a device can have", q.String())
+	}
+	return uint64(q.Value()), nil
+}
+
+// mounts follows a volume to the containers that mount it.
+func (f *finder) mounts(name string, readOnly bool) []policy.Mount {
+	var mounts []policy.Mount
+	for _, c := range containersOf(f.template.Spec) {
+		for _, d := range c.VolumeDevices {
+			if d.Name == name {
+				f.refuse(errdefs.ErrInvalidArgument, "%s: volumeDevices %q: the volume is no block device", c.field, name)
+			}
+		}
+		for _, m := range c.VolumeMounts {
+			if m.Name != name {
+				continue
+			}
+			f.checkMount(c, m)
+			if slices.ContainsFunc(mounts, func(other policy.Mount) bool { return other.Container == c.Name }) {
+				f.refuse(errdefs.ErrFailedPrecondition, "%s: mounts volume %q twice; a container sees a sealed volume at one path", c.field, name)
+				continue
+			}
+			mounts = append(mounts, policy.Mount{Container: c.Name, Path: m.MountPath, ReadOnly: readOnly || m.ReadOnly})
+		}
+	}
+	if len(mounts) == 0 {
+		f.refuse(errdefs.ErrInvalidArgument, "volume %q: no container mounts it", name)
+	}
+	return mounts
+}
+
+// checkMount refuses what a sealed volume's mount cannot have.
+func (f *finder) checkMount(c container, m corev1.VolumeMount) {
+	field := fmt.Sprintf("%s: volumeMounts %q", c.field, m.Name)
+	switch {
+	case m.SubPath != "" || m.SubPathExpr != "":
+		f.refuse(errdefs.ErrFailedPrecondition, "%s: subPath and subPathExpr are not supported, since a folder of the volume would be the host's to choose; mount the whole volume", field)
+	case m.MountPropagation != nil && *m.MountPropagation != corev1.MountPropagationNone:
+		f.refuse(errdefs.ErrFailedPrecondition, "%s: mountPropagation %s would let mounts of the guest and the container reach each other; remove it", field, *m.MountPropagation)
+	case !clean(m.MountPath):
+		f.refuse(errdefs.ErrInvalidArgument, "%s: mountPath %q is not a clean absolute path, which the guest compares letter by letter", field, m.MountPath)
+	}
+}
+
+// devices follows a raw block volume to the containers that have its device.
+func (f *finder) devices(name, device string, q request, readOnly bool) []policy.Mount {
+	var mounts []policy.Mount
+	for _, c := range containersOf(f.template.Spec) {
+		for _, m := range c.VolumeMounts {
+			if m.Name == name {
+				f.refuse(errdefs.ErrInvalidArgument, "%s: volumeMounts %q: the volume is a block device", c.field, name)
+			}
+		}
+		has := false
+		for _, d := range c.VolumeDevices {
+			switch {
+			case d.Name == name && d.DevicePath == device:
+				has = true
+			case d.Name == name:
+				f.refuse(errdefs.ErrFailedPrecondition, "%s: has volume %q as %q and not as %q, so it would see it unsealed; use one devicePath", c.field, name, d.DevicePath, device)
+			case d.DevicePath == device:
+				f.refuse(errdefs.ErrFailedPrecondition, "%s: device %q is volume %q here and %q elsewhere; use one devicePath for each", c.field, device, d.Name, name)
+			}
+		}
+		if !has {
+			// plugin/container.go refuses the container.
+			f.warn("%s: has no device %q; the plugin refuses containers of an annotated pod that have not its devices; add volume %q to its volumeDevices", c.field, device, name)
+			continue
+		}
+		mounts = append(mounts, policy.Mount{Container: c.Name, Path: q.MountPath, ReadOnly: readOnly})
+	}
+	return mounts
+}
