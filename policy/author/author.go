@@ -108,7 +108,10 @@ func annotate(manifest []byte, options Options) (Result, error) {
 		}
 		objects = append(objects, found...)
 	}
-	claims := claimsOf(objects)
+	claims, err := claimsOf(objects)
+	if err != nil {
+		return Result{}, err
+	}
 
 	var result Result
 	var refusals []error

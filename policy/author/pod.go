@@ -102,7 +102,7 @@ func checkMounts(r *report, c container, spec corev1.PodSpec, volumes []volume) 
 		}
 		for _, v := range volumes {
 			for _, sealed := range v.mounts {
-				if sealed.Container == c.Name && overlap(m.MountPath, sealed.Path) {
+				if sealed.Container == c.Name && overlap(mountPath(m), sealed.Path) {
 					r.refuse(errdefs.ErrFailedPrecondition, "%s: volumeMounts %q: %q lies on, above or below the sealed volume %q at %q; mount it elsewhere",
 						c.field, m.Name, m.MountPath, v.name, sealed.Path)
 				}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path"
 	"slices"
 	"strings"
 
@@ -47,24 +48,44 @@ func (o object) podTemplate(r *report) (podTemplate, error) {
 
 // claim is a PersistentVolumeClaim, or the template of one.
 type claim struct {
-	spec corev1.PersistentVolumeClaimSpec
-	err  error // that it has
+	Metadata metav1.ObjectMeta                `json:"metadata"`
+	Spec     corev1.PersistentVolumeClaimSpec `json:"spec"`
 }
 
-// claimsOf are the claims in a manifest, by name. Claims of one name in several namespaces are not told apart: the last is meant.
-func claimsOf(objects []object) map[string]claim {
+// ephemeral reports whether the claim's annotation says that its data may go with the pod.
+func (c claim) ephemeral() (bool, error) {
+	r := &report{where: "its claim"}
+	found := requests(r, c.Metadata.Annotations)
+	if err := r.err(); err != nil {
+		return false, err
+	}
+	q, ok := found[c.Metadata.Name]
+	if len(found) > 1 || len(found) == 1 && !ok {
+		return false, fmt.Errorf("its claim has an annotation for another volume; the one that counts is %s%s: %w", volumePrefix, c.Metadata.Name, errdefs.ErrInvalidArgument)
+	}
+	if ok && q != (request{Mode: "ephemeral"}) {
+		return false, fmt.Errorf(`its claim's annotation says more than {"mode": "ephemeral"}; that belongs on the pod: %w`, errdefs.ErrInvalidArgument)
+	}
+	return ok, nil
+}
+
+// claimsOf are the claims in a manifest, by name. Claims of one name in several namespaces are not told apart.
+func claimsOf(objects []object) (map[string]claim, error) {
 	claims := map[string]claim{}
 	for _, o := range objects {
 		if o.kind != "PersistentVolumeClaim" {
 			continue
 		}
-		metadata, _ := o.value["metadata"].(map[string]any)
-		name, _ := metadata["name"].(string)
 		var c claim
-		_, c.err = decode(o.value["spec"], &c.spec)
-		claims[name] = c
+		if _, err := decode(map[string]any{"metadata": o.value["metadata"], "spec": o.value["spec"]}, &c); err != nil {
+			return nil, fmt.Errorf("%s: %s: %w", o.name(), oneLine(err), errdefs.ErrInvalidArgument)
+		}
+		if _, twice := claims[c.Metadata.Name]; twice {
+			return nil, fmt.Errorf("%s: another claim has this name; put them into manifests of their own: %w", o.name(), errdefs.ErrInvalidArgument)
+		}
+		claims[c.Metadata.Name] = c
 	}
-	return claims
+	return claims, nil
 }
 
 // volume is a sealed volume of a pod.
@@ -162,10 +183,7 @@ func (f *finder) claimTemplates(o object) []corev1.Volume {
 	entries, _ := spec["volumeClaimTemplates"].([]any)
 	var volumes []corev1.Volume
 	for i, entry := range entries {
-		var template struct {
-			Metadata metav1.ObjectMeta                `json:"metadata"`
-			Spec     corev1.PersistentVolumeClaimSpec `json:"spec"`
-		}
+		var template claim
 		if _, err := decode(entry, &template); err != nil {
 			f.refuse(errdefs.ErrInvalidArgument, "spec.volumeClaimTemplates[%d]: %s", i, oneLine(err))
 			continue
@@ -173,7 +191,7 @@ func (f *finder) claimTemplates(o object) []corev1.Volume {
 		// The claim of each pod has a name of its own; here it goes by one that no object can have.
 		key := "spec.volumeClaimTemplates/" + template.Metadata.Name
 		f.claims = maps.Clone(f.claims)
-		f.claims[key] = claim{spec: template.Spec}
+		f.claims[key] = template
 		volumes = append(volumes, corev1.Volume{Name: template.Metadata.Name, VolumeSource: corev1.VolumeSource{
 			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: key},
 		}})
@@ -184,32 +202,33 @@ func (f *finder) claimTemplates(o object) []corev1.Volume {
 // find makes a sealed volume of a pod's volume, if it is to be one.
 func (f *finder) find(v corev1.Volume) (volume, bool) {
 	field := fmt.Sprintf("volume %q", v.Name)
-	device, request := f.raw(v.Name)
+	device, raw := f.raw(v.Name)
 	sealed := volume{name: v.Name, of: v.Name}
 	var spec *corev1.PersistentVolumeClaimSpec
 	switch {
 	case v.EmptyDir != nil:
-		if request, ok := f.byEmptyDir[v.Name]; ok {
-			return f.emptyDir(request, v)
+		if name, ok := f.byEmptyDir[v.Name]; ok {
+			return f.emptyDir(name, v)
 		}
 		return volume{}, false
 	case v.Ephemeral != nil && v.Ephemeral.VolumeClaimTemplate != nil:
 		spec = &v.Ephemeral.VolumeClaimTemplate.Spec
-		if request == "" && !f.ofClass(spec) {
+		if raw == "" && !f.ofClass(spec) {
 			return volume{}, false
 		}
 	case v.PersistentVolumeClaim != nil:
 		name := v.PersistentVolumeClaim.ClaimName
 		c, here := f.claims[name]
 		if here {
-			if c.err != nil {
-				f.refuse(errdefs.ErrInvalidArgument, "%s: PersistentVolumeClaim %q: %s", field, name, oneLine(c.err))
-				return volume{}, false
-			}
-			spec = &c.spec
+			spec = &c.Spec
 		}
-		mounted := f.requests[v.Name]
-		asked := request != "" || mounted.Mode != "" && mounted.Device == "" && mounted.EmptyDir == ""
+		asked, err := c.ephemeral()
+		if err != nil {
+			f.refusals = append(f.refusals, fmt.Errorf("%s: %s: %w", f.where, field, err))
+			return volume{}, false
+		}
+		onPod := f.requests[v.Name] == request{Mode: "ephemeral"}
+		asked = asked || onPod || raw != ""
 		if !asked && !slices.Contains(f.options.Claims, name) && !(here && f.ofClass(spec)) {
 			if !here {
 				f.warn("%s: PersistentVolumeClaim %q is not in the manifest; if it is to be sealed, name it with --claim", field, name)
@@ -218,10 +237,10 @@ func (f *finder) find(v corev1.Volume) (volume, bool) {
 		}
 		if !asked {
 			f.refuse(errdefs.ErrFailedPrecondition, "%s: its claim outlives the pod, and persistent volumes come later; use an ephemeral volumeClaimTemplate, "+
-				`or say with the annotation %s%s: '{"mode": "ephemeral"}' that the data goes with the pod`, field, volumePrefix, v.Name)
+				`or say with the annotation %s%s: '{"mode": "ephemeral"}' on the claim that its data goes with the pod`, field, volumePrefix, or(c.Metadata.Name, v.Name))
 			return volume{}, false
 		}
-		if request == "" {
+		if onPod {
 			f.used[v.Name] = true
 		}
 		sealed.readOnly = v.PersistentVolumeClaim.ReadOnly
@@ -236,18 +255,19 @@ func (f *finder) find(v corev1.Volume) (volume, bool) {
 		f.refuse(errdefs.ErrFailedPrecondition, "%s: an ephemeral sealed volume begins empty; remove dataSource, dataSourceRef and volumeName from its claim", field)
 	}
 	block := spec != nil && spec.VolumeMode != nil && *spec.VolumeMode == corev1.PersistentVolumeBlock
-	var err error
-	if sealed.size, err = f.size(v.Name, spec); err != nil {
+	size, err := f.size(v.Name, spec)
+	if err != nil {
 		f.refuse(errdefs.ErrInvalidArgument, "%s: %v", field, err)
 	}
+	sealed.size = size
 	switch {
-	case request != "":
-		f.used[request] = true
-		sealed.name = request
+	case raw != "":
+		f.used[raw] = true
+		sealed.name = raw
 		if spec != nil && !block {
 			f.refuse(errdefs.ErrInvalidArgument, "%s: is a device of a container, so its claim needs volumeMode: Block", field)
 		}
-		sealed.mounts = f.devices(v.Name, device, f.requests[request], sealed.readOnly)
+		sealed.mounts = f.devices(v.Name, device, f.requests[raw], sealed.readOnly)
 	case block:
 		f.refuse(errdefs.ErrFailedPrecondition, `%s: is a raw block device, which the containers would see unsealed; say where its file system is to be with the annotation `+
 			`%s%s: '{"device": DEVICEPATH, "mountPath": PATH, "mode": "ephemeral"}'`, field, volumePrefix, v.Name)
@@ -338,7 +358,7 @@ func (f *finder) mounts(name string, readOnly bool) []policy.Mount {
 				f.refuse(errdefs.ErrFailedPrecondition, "%s: mounts volume %q twice; a container sees a sealed volume at one path", c.field, name)
 				continue
 			}
-			mounts = append(mounts, policy.Mount{Container: c.Name, Path: m.MountPath, ReadOnly: readOnly || m.ReadOnly})
+			mounts = append(mounts, policy.Mount{Container: c.Name, Path: mountPath(m), ReadOnly: readOnly || m.ReadOnly})
 		}
 	}
 	if len(mounts) == 0 {
@@ -355,9 +375,19 @@ func (f *finder) checkMount(c container, m corev1.VolumeMount) {
 		f.refuse(errdefs.ErrFailedPrecondition, "%s: subPath and subPathExpr are not supported, since a folder of the volume would be the host's to choose; mount the whole volume", field)
 	case m.MountPropagation != nil && *m.MountPropagation != corev1.MountPropagationNone:
 		f.refuse(errdefs.ErrFailedPrecondition, "%s: mountPropagation %s would let mounts of the guest and the container reach each other; remove it", field, *m.MountPropagation)
-	case !clean(m.MountPath):
-		f.refuse(errdefs.ErrInvalidArgument, "%s: mountPath %q is not a clean absolute path, which the guest compares letter by letter", field, m.MountPath)
+	case m.MountPath == "" || !clean(mountPath(m)):
+		f.refuse(errdefs.ErrInvalidArgument, "%s: mountPath %q is no place below the root", field, m.MountPath)
 	}
+}
+
+// mountPath is where the container has the mount: kubelet makes the path absolute, and the guest compares clean ones.
+func mountPath(m corev1.VolumeMount) string { return path.Clean("/" + m.MountPath) }
+
+func or(s, instead string) string {
+	if s == "" {
+		return instead
+	}
+	return s
 }
 
 // devices follows a raw block volume to the containers that have its device.
