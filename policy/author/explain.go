@@ -95,13 +95,17 @@ func explainVolume(line func(string, ...any), name string, v policy.Volume) {
 		line("  sealed by  luks2: the host cannot read it nor change a block unnoticed, but can roll blocks back to what they were")
 	}
 	line("  cipher     %s", strings.Join(suiteNames(v.Suites), ", else ")+", else none: the pod does not start")
-	options := make([]string, len(v.Options))
-	for i, o := range v.Options {
-		options[i] = string(o)
+	mounted := string(v.FSType)
+	for _, o := range v.Options {
+		mounted += ", " + string(o)
 	}
-	line("  mounted    %s %s", v.FSType, strings.Join(options, ","))
+	line("  mounted    %s", mounted)
 	if v.FSGroup != nil {
-		line("  group      %d, set %s", v.FSGroup.GID, map[policy.ChangePolicy]string{policy.Always: "with each mount", policy.OnRootMismatch: "when the root folder has another"}[v.FSGroup.ChangePolicy])
+		when := "each time that it is mounted"
+		if v.FSGroup.ChangePolicy == policy.OnRootMismatch {
+			when = "when its root folder has another"
+		}
+		line("  group      %d, given to all files %s", v.FSGroup.GID, when)
 	}
 	if v.Layering == policy.MemoryTags {
 		most := v.MaxTagMemory
@@ -175,6 +179,9 @@ func words(argv []string) string {
 
 // inUnits is a number of bytes in the largest unit that gives a whole number.
 func inUnits(n uint64) string {
+	if n == 1 {
+		return "1 byte"
+	}
 	units := []string{"bytes", "KiB", "MiB", "GiB", "TiB"}
 	i := 0
 	for ; n > 0 && n%1024 == 0 && i < len(units)-1; i++ {

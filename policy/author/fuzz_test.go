@@ -1,7 +1,6 @@
 package author
 
 import (
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -47,11 +46,7 @@ func FuzzEdit(f *testing.F) {
 
 // FuzzAnnotate: the whole way from a manifest to its policies.
 func FuzzAnnotate(f *testing.F) {
-	files, err := filepath.Glob("testdata/pods/*.yaml")
-	if err != nil || len(files) == 0 {
-		f.Fatalf("no test data: %v", err)
-	}
-	for _, file := range files {
+	for _, file := range manifests(f) {
 		manifest := read(f, file)
 		f.Add(manifest)
 		if result, err := annotate(manifest, Options{}); err == nil {
