@@ -118,7 +118,7 @@ func (p policyTool) check(ctx context.Context, args []string, stdout io.Writer) 
 	file := flags.String("f", "", "request to judge, `FILE` or - for standard input")
 	from := flags.String("p", "", "`FILE` with the policy: a manifest, base64 or Rego (default: that of a pod that brings none)")
 	name := flags.String("pod", "", "which pod of the manifest, `KIND/NAME`")
-	rpc := flags.String("rpc", "CreateContainer", "`METHOD` of the request: CreateSandbox, CreateContainer, ExecProcess or UpdateEphemeralMounts")
+	rpc := flags.String("rpc", "CreateContainer", "`METHOD` of the agent's service that the request is for")
 	live := map[string]string{}
 	flags.Func("live", "`ID=NAME` of a container that runs already, may be repeated; the sandbox container has no NAME", func(s string) error {
 		id, container, found := strings.Cut(s, "=")

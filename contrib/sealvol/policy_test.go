@@ -195,7 +195,7 @@ func TestWrongUsageIsSaid(t *testing.T) {
 		"check of two":        {[]string{"check", "-f", talk, "x"}, "unexpected argument", 2},
 		"check, live":         {[]string{"check", "--live", "x"}, "want ID=NAME", 2},
 		"check of no request": {[]string{"check", "-f", talk}, "CreateContainer request", 1},
-		"check, other method": {[]string{"check", "-f", talk, "--rpc", "SetPolicy"}, "has no say", 1},
+		"check, other method": {[]string{"check", "-f", talk, "--rpc", "OpenDoor"}, "has no method", 1},
 		"show of no policy":   {[]string{"show", talk}, "no pod here has a policy", 1},
 	} {
 		t.Run(name, func(t *testing.T) {

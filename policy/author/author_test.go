@@ -77,21 +77,21 @@ func TestPods(t *testing.T) {
 			result, err := Annotate(t.Context(), manifest, Options{})
 			wantGolden(t, name+".policy", []byte(transcript(result, err)))
 			if err == nil {
-				wantOnlyAnnotations(t, manifest, result)
+				wantOnlyAnnotations(t, manifest, Options{}, result)
 			}
 		})
 	}
 }
 
 // wantOnlyAnnotations says that nothing of a manifest changed but for the annotations, and that a second run changes nothing.
-func wantOnlyAnnotations(t *testing.T, manifest []byte, result Result) {
+func wantOnlyAnnotations(t *testing.T, manifest []byte, options Options, result Result) {
 	t.Helper()
 	for _, p := range result.Pods {
 		if _, err := policy.Load(t.Context(), p.Policy); err != nil {
 			t.Errorf("%s: the guest would refuse its policy: %v", p.Name, err)
 		}
 	}
-	again, err := Annotate(t.Context(), result.Manifest, Options{})
+	again, err := Annotate(t.Context(), result.Manifest, options)
 	if err != nil {
 		t.Fatalf("the tool must read its own output: %v", err)
 	}

@@ -111,7 +111,7 @@ func TestARequestIsJudgedAsTheGuestWould(t *testing.T) {
 		t.Errorf("a second one of the same name must be denied, got %v", err)
 	}
 	for name, c := range map[string]struct{ rpc, request string }{
-		"unknown method": {"SetPolicy", "{}"},
+		"unknown method": {"OpenDoor", "{}"},
 		"unknown field":  {"CreateContainer", `{"containers": 1}`},
 		"no JSON":        {"CreateContainer", "x"},
 	} {

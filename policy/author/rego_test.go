@@ -97,5 +97,5 @@ func TestWordsOfTheManifestCannotLeaveTheirStrings(t *testing.T) {
 	if diff := cmp.Diff([]string{word}, p.Containers()["c"].Args); diff != "" {
 		t.Errorf("the policy says something else than the manifest:\n%s", diff)
 	}
-	wantOnlyAnnotations(t, manifest, result)
+	wantOnlyAnnotations(t, manifest, Options{}, result)
 }
