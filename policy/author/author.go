@@ -172,6 +172,9 @@ func writePod(o object, claims map[string]claim, options Options) (Pod, []string
 	if err != nil {
 		return Pod{}, nil, fmt.Errorf("%s: %w", o.name(), err)
 	}
+	if there, err = allowSealed(there, volumes, sealed.Volumes); err != nil {
+		return Pod{}, nil, fmt.Errorf("%s: %w", o.name(), err)
+	}
 	text, err := merge(there, sealed)
 	if err != nil {
 		return Pod{}, nil, fmt.Errorf("%s: %w", o.name(), err)

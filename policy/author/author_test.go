@@ -1,6 +1,7 @@
 package author
 
 import (
+	"encoding/base64"
 	"errors"
 	"flag"
 	"os"
@@ -37,6 +38,9 @@ func wantGolden(t *testing.T, path string, got []byte) {
 		t.Errorf("differs from %s (-want +got), see -update:\n%s", path, diff)
 	}
 }
+
+// encode is a policy as the value of Annotation.
+func encode(text string) string { return base64.StdEncoding.EncodeToString([]byte(text)) }
 
 // transcript is what the author of a manifest gets to see, but for the manifest.
 func transcript(result Result, err error) string {

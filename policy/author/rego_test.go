@@ -1,7 +1,6 @@
 package author
 
 import (
-	"encoding/base64"
 	"strings"
 	"testing"
 
@@ -14,7 +13,7 @@ import (
 // merged is the policy that a pod gets that has one already.
 func merged(t *testing.T, there string) (string, error) {
 	t.Helper()
-	annotation := "  annotations: {" + Annotation + ": " + base64.StdEncoding.EncodeToString([]byte(there)) + "}\n"
+	annotation := "  annotations: {" + Annotation + ": " + encode(there) + "}\n"
 	result, err := Annotate(t.Context(), with(t, "  annotations: {}\n", annotation), Options{})
 	if err != nil {
 		return "", err

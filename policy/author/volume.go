@@ -94,6 +94,7 @@ type volume struct {
 	of       string // the pod's name for it
 	size     uint64 // asked for, in bytes
 	readOnly bool   // for every container
+	emptyDir bool   // the pod has an emptyDir for it, not a claim
 	mounts   []policy.Mount
 }
 
@@ -297,7 +298,7 @@ func (f *finder) raw(name string) (device, request string) {
 func (f *finder) emptyDir(name string, v corev1.Volume) (volume, bool) {
 	f.used[name] = true
 	field := fmt.Sprintf("volume %q", v.Name)
-	sealed := volume{name: name, of: v.Name, size: f.requests[name].size}
+	sealed := volume{name: name, of: v.Name, emptyDir: true, size: f.requests[name].size}
 	if v.EmptyDir.Medium != corev1.StorageMediumDefault {
 		f.refuse(errdefs.ErrFailedPrecondition, "%s: an emptyDir in memory is sealed by the guest's own memory; remove its medium or the annotation", field)
 	}
