@@ -10,6 +10,8 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -116,11 +118,12 @@ func annotate(manifest []byte, options Options) (Result, error) {
 	var result Result
 	var refusals []error
 	edits := map[*document][]change{}
+	used := map[string]bool{}
 	for _, o := range objects {
 		if o.template == nil {
 			continue
 		}
-		pod, warnings, err := writePod(o, claims, options)
+		pod, warnings, err := writePod(o, claims, options, used)
 		if err != nil {
 			refusals = append(refusals, err)
 			continue
@@ -132,6 +135,7 @@ func annotate(manifest []byte, options Options) (Result, error) {
 		edits[o.document] = append(edits[o.document], change{o.template, base64.StdEncoding.EncodeToString(pod.Policy)})
 		result.Pods = append(result.Pods, pod)
 	}
+	refusals = append(refusals, unused(options, used)...)
 	if err := errors.Join(refusals...); err != nil {
 		return Result{}, err
 	}
@@ -143,15 +147,41 @@ func annotate(manifest []byte, options Options) (Result, error) {
 	return result, err
 }
 
+// unused says which options name what the manifest has not.
+func unused(options Options, used map[string]bool) []error {
+	var flags []string
+	for _, name := range options.Claims {
+		flags = append(flags, "--claim "+name)
+	}
+	for _, name := range slices.Sorted(maps.Keys(options.Sizes)) {
+		flags = append(flags, "--size "+name)
+	}
+	var refusals []error
+	for _, f := range flags {
+		if !used[f] {
+			refusals = append(refusals, fmt.Errorf("%s: no pod here has such a volume without a claim in the manifest; leave it out: %w", f, errdefs.ErrInvalidArgument))
+		}
+	}
+	return refusals
+}
+
 // writePod makes the policy of one pod template. It is empty for a template that uses no sealed volume.
-func writePod(o object, claims map[string]claim, options Options) (Pod, []string, error) {
+func writePod(o object, claims claims, options Options, used map[string]bool) (Pod, []string, error) {
 	r := &report{where: o.name()}
-	template, err := o.podTemplate(r)
+	template, unknown, err := o.podTemplate()
 	if err != nil {
 		return Pod{}, nil, err
 	}
-	volumes := findVolumes(r, o, template, claims, options)
+	volumes := findVolumes(r, o, template, claims, options, used)
+	checkFields(r, unknown, len(volumes) > 0)
+	there, err := existing(template.Metadata.Annotations)
+	if err != nil {
+		return Pod{}, nil, fmt.Errorf("%s: %w", o.name(), err)
+	}
 	if len(volumes) == 0 {
+		if strings.Contains(there, blockBegin) {
+			r.warn("has a policy for sealed volumes but none of them any more; remove annotation %s", Annotation)
+		}
 		return Pod{}, r.warnings, r.err()
 	}
 	checkPod(r, template, volumes)
@@ -167,10 +197,6 @@ func writePod(o object, claims map[string]claim, options Options) (Pod, []string
 	}
 	if err := r.err(); err != nil {
 		return Pod{}, nil, err
-	}
-	there, err := existing(template.Metadata.Annotations)
-	if err != nil {
-		return Pod{}, nil, fmt.Errorf("%s: %w", o.name(), err)
 	}
 	if there, err = allowSealed(there, volumes, sealed.Volumes); err != nil {
 		return Pod{}, nil, fmt.Errorf("%s: %w", o.name(), err)

@@ -171,9 +171,69 @@ func TestClaimsElsewhereAreNamedWithTheirSize(t *testing.T) {
 	if err != nil || !strings.Contains(string(result.Pods[0].Policy), `"size": {"min": 5, "max": 1048576}`) {
 		t.Errorf("%v\n%+v", err, result)
 	}
-	first, _, _ := strings.Cut(claimManifest, "---\n")
-	twice := claimManifest + "---\n" + first
-	if _, err := Annotate(t.Context(), []byte(twice), Options{}); err == nil || !strings.Contains(err.Error(), "another claim has this name") {
+}
+
+func TestAnOptionThatNamesNothingIsAnError(t *testing.T) {
+	t.Parallel()
+	for name, options := range map[string]Options{
+		"--claim data": {Claims: []string{"data"}},
+		"--size v":     {Sizes: map[string]uint64{"v": 1}}, // its claim has a size
+		"--size typo":  {Sizes: map[string]uint64{"typo": 1}},
+	} {
+		if _, err := Annotate(t.Context(), []byte(sealedManifest), options); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), name+": ") {
+			t.Errorf("%s: the author meant something else, got %v", name, err)
+		}
+	}
+}
+
+func TestClaimsAreThoseOfTheirNamespace(t *testing.T) {
+	t.Parallel()
+	claim, rest, _ := strings.Cut(strings.Replace(claimManifest, "NOTES", `volume.sealvol.io/data: '{"mode": "ephemeral"}'`, 1), "---\n")
+	claim = strings.Replace(claim, "{name: data,", "{namespace: a, name: data,", 1)
+	if _, err := Annotate(t.Context(), []byte(claim+"---\n"+rest), Options{}); !errdefs.IsNotFound(err) {
+		t.Errorf("the claim is another namespace's, got %v", err)
+	}
+	rest = strings.Replace(rest, "{name: p}", "{namespace: a, name: p}", 1)
+	other := strings.Replace(claim, "namespace: a", "namespace: b", 1)
+	if _, err := Annotate(t.Context(), []byte(claim+"---\n"+other+"---\n"+rest), Options{}); err != nil {
+		t.Error(err)
+	}
+	if _, err := Annotate(t.Context(), []byte(claim+"---\n"+claim+"---\n"+rest), Options{}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("which of two claims is meant? got %v", err)
+	}
+}
+
+// Pods without sealed volumes pass through, whatever they are.
+func TestOtherPodsOfAManifestStayAsTheyAre(t *testing.T) {
+	t.Parallel()
+	const other = `---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: other}
+spec:
+  template:
+    spec:
+      hostPID: true
+      newField: 1
+      containers:
+      - {name: C, image: i, securityContext: {privileged: true}, newField: 2, volumeMounts: [{name: v, mountPath: /v, subPath: a}]}
+      volumes: [{name: v, hostPath: {path: /}}]
+`
+	result, err := Annotate(t.Context(), []byte(sealedManifest+other), Options{})
+	if err != nil || !strings.HasSuffix(string(result.Manifest), other) || len(result.Warnings) > 0 {
+		t.Errorf("%v, %q\n%s", err, result.Warnings, result.Manifest)
+	}
+}
+
+func TestAPolicyWithoutItsVolumesIsToldOf(t *testing.T) {
+	t.Parallel()
+	first, err := Annotate(t.Context(), []byte(sealedManifest), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stale := strings.Replace(string(first.Manifest), DefaultClass, "other", 1)
+	result, err := Annotate(t.Context(), []byte(stale+"---\n"+strings.Replace(sealedManifest, "name: p", "name: q", 1)), Options{})
+	if err != nil || len(result.Warnings) != 1 || !strings.Contains(result.Warnings[0], "none of them any more") {
+		t.Errorf("the pod would not start, got %v, %q", err, result.Warnings)
 	}
 }

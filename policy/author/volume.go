@@ -22,28 +22,34 @@ type podTemplate struct {
 	Spec     corev1.PodSpec    `json:"spec"`
 }
 
-// podTemplate decodes the object's pod template. Unknown fields of what the policy is made from are errors, others warnings: a newer
-// Kubernetes may know them.
-func (o object) podTemplate(r *report) (podTemplate, error) {
-	var t podTemplate
+// podTemplate decodes the object's pod template. unknown are the fields that Kubernetes' types have not.
+func (o object) podTemplate() (t podTemplate, unknown []string, err error) {
 	value, ok := o.document.at(o.template).(map[string]any)
 	if !ok {
-		return t, fmt.Errorf("%s: has no pod template: %w", r.where, errdefs.ErrInvalidArgument)
+		return t, nil, fmt.Errorf("%s: has no pod template: %w", o.name(), errdefs.ErrInvalidArgument)
 	}
-	unknown, err := decode(map[string]any{"metadata": value["metadata"], "spec": value["spec"]}, &t)
+	unknown, err = decode(map[string]any{"metadata": value["metadata"], "spec": value["spec"]}, &t)
 	if err != nil {
-		return t, fmt.Errorf("%s: %s: %w", r.where, oneLine(err), errdefs.ErrInvalidArgument)
+		return t, nil, fmt.Errorf("%s: %s: %w", o.name(), oneLine(err), errdefs.ErrInvalidArgument)
+	}
+	return t, unknown, nil
+}
+
+// checkFields refuses unknown fields of what the policy is made from, and warns of others, which a newer Kubernetes may know. Of a pod
+// without sealed volumes only its volumes count: one of them may be meant to be sealed.
+func checkFields(r *report, unknown []string, sealed bool) {
+	parts := []string{`"spec.volumes`}
+	if sealed {
+		parts = append(parts, `"spec.containers`, `"spec.initContainers`, `"spec.ephemeralContainers`)
 	}
 	for _, u := range unknown {
-		if slices.ContainsFunc([]string{"spec.containers", "spec.initContainers", "spec.ephemeralContainers", "spec.volumes"}, func(part string) bool {
-			return strings.Contains(u, `"`+part)
-		}) {
+		switch {
+		case slices.ContainsFunc(parts, func(part string) bool { return strings.Contains(u, part) }):
 			r.refuse(errdefs.ErrInvalidArgument, "%s; Kubernetes has no such field", u)
-			continue
+		case sealed:
+			r.warn("%s; it is left as it is", u)
 		}
-		r.warn("%s; it is left as it is", u)
 	}
-	return t, nil
 }
 
 // claim is a PersistentVolumeClaim, or the template of one.
@@ -69,9 +75,11 @@ func (c claim) ephemeral() (bool, error) {
 	return ok, nil
 }
 
-// claimsOf are the claims in a manifest, by name. Claims of one name in several namespaces are not told apart.
-func claimsOf(objects []object) (map[string]claim, error) {
-	claims := map[string]claim{}
+// claims are those of a manifest, by namespace and name.
+type claims map[[2]string]claim
+
+func claimsOf(objects []object) (claims, error) {
+	found := claims{}
 	for _, o := range objects {
 		if o.kind != "PersistentVolumeClaim" {
 			continue
@@ -80,12 +88,13 @@ func claimsOf(objects []object) (map[string]claim, error) {
 		if _, err := decode(map[string]any{"metadata": o.value["metadata"], "spec": o.value["spec"]}, &c); err != nil {
 			return nil, fmt.Errorf("%s: %s: %w", o.name(), oneLine(err), errdefs.ErrInvalidArgument)
 		}
-		if _, twice := claims[c.Metadata.Name]; twice {
-			return nil, fmt.Errorf("%s: another claim has this name; put them into manifests of their own: %w", o.name(), errdefs.ErrInvalidArgument)
+		key := [2]string{c.Metadata.Namespace, c.Metadata.Name}
+		if _, twice := found[key]; twice {
+			return nil, fmt.Errorf("%s: is in the manifest twice: %w", o.name(), errdefs.ErrInvalidArgument)
 		}
-		claims[c.Metadata.Name] = c
+		found[key] = c
 	}
-	return claims, nil
+	return found, nil
 }
 
 // volume is a sealed volume of a pod.
@@ -131,19 +140,26 @@ func (v volume) sealed(options Options, spec corev1.PodSpec) policy.Volume {
 type finder struct {
 	*report
 	template podTemplate
-	claims   map[string]claim
-	options  Options
-	requests map[string]request
+	claims   claims
+	// templates are the claims that a StatefulSet makes for each pod, by volume.
+	templates map[string]claim
+	namespace string
+	options   Options
+	requests  map[string]request
 	// byDevice and byEmptyDir lead from a device's path and an emptyDir's name to the request that names it.
 	byDevice, byEmptyDir map[string]string
 	used                 map[string]bool // requests
+	usedOptions          map[string]bool // as flags write them
 }
 
 // findVolumes finds the sealed volumes of a pod template and follows each to the containers that see it.
-func findVolumes(r *report, o object, template podTemplate, claims map[string]claim, options Options) []volume {
+func findVolumes(r *report, o object, template podTemplate, claims claims, options Options, usedOptions map[string]bool) []volume {
+	metadata, _ := o.value["metadata"].(map[string]any)
+	namespace, _ := metadata["namespace"].(string)
 	f := &finder{
-		report: r, template: template, claims: claims, options: options, requests: requests(r, template.Metadata.Annotations),
-		byDevice: map[string]string{}, byEmptyDir: map[string]string{}, used: map[string]bool{},
+		report: r, template: template, claims: claims, templates: map[string]claim{}, namespace: namespace, options: options,
+		requests: requests(r, template.Metadata.Annotations), byDevice: map[string]string{}, byEmptyDir: map[string]string{},
+		used: map[string]bool{}, usedOptions: usedOptions,
 	}
 	for _, name := range slices.Sorted(maps.Keys(f.requests)) {
 		q := f.requests[name]
@@ -189,12 +205,9 @@ func (f *finder) claimTemplates(o object) []corev1.Volume {
 			f.refuse(errdefs.ErrInvalidArgument, "spec.volumeClaimTemplates[%d]: %s", i, oneLine(err))
 			continue
 		}
-		// The claim of each pod has a name of its own; here it goes by one that no object can have.
-		key := "spec.volumeClaimTemplates/" + template.Metadata.Name
-		f.claims = maps.Clone(f.claims)
-		f.claims[key] = template
+		f.templates[template.Metadata.Name] = template
 		volumes = append(volumes, corev1.Volume{Name: template.Metadata.Name, VolumeSource: corev1.VolumeSource{
-			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: key},
+			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: template.Metadata.Name},
 		}})
 	}
 	return volumes
@@ -219,7 +232,10 @@ func (f *finder) find(v corev1.Volume) (volume, bool) {
 		}
 	case v.PersistentVolumeClaim != nil:
 		name := v.PersistentVolumeClaim.ClaimName
-		c, here := f.claims[name]
+		c, here := f.templates[v.Name]
+		if !here {
+			c, here = f.claims[[2]string{f.namespace, name}]
+		}
 		if here {
 			spec = &c.Spec
 		}
@@ -230,7 +246,11 @@ func (f *finder) find(v corev1.Volume) (volume, bool) {
 		}
 		onPod := f.requests[v.Name] == request{Mode: "ephemeral"}
 		asked = asked || onPod || raw != ""
-		if !asked && !slices.Contains(f.options.Claims, name) && !(here && f.ofClass(spec)) {
+		named := slices.Contains(f.options.Claims, name)
+		if named {
+			f.usedOptions["--claim "+name] = true
+		}
+		if !asked && !named && !(here && f.ofClass(spec)) {
 			if !here {
 				f.warn("%s: PersistentVolumeClaim %q is not in the manifest; if it is to be sealed, name it with --claim", field, name)
 			}
@@ -317,10 +337,11 @@ func (f *finder) emptyDir(name string, v corev1.Volume) (volume, bool) {
 
 // size is what a claim asks for, in bytes.
 func (f *finder) size(name string, spec *corev1.PersistentVolumeClaimSpec) (uint64, error) {
-	if size, ok := f.options.Sizes[name]; ok {
-		return size, nil
-	}
 	if spec == nil {
+		if size, ok := f.options.Sizes[name]; ok {
+			f.usedOptions["--size "+name] = true
+			return size, nil
+		}
 		return 0, fmt.Errorf("its claim is not in the manifest, so say how large it is with --size %s=10Gi", name)
 	}
 	quantity, ok := spec.Resources.Requests[corev1.ResourceStorage]
