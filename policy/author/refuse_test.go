@@ -122,57 +122,6 @@ func TestEveryRefusalIsTold(t *testing.T) {
 	}
 }
 
-// claimManifest is a pod with a claim that is in the manifest.
-const claimManifest = `apiVersion: v1
-kind: PersistentVolumeClaim
-metadata: {name: data, annotations: {NOTES}}
-spec: {storageClassName: coco-local-csi, resources: {requests: {storage: 1Mi}}}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: p}
-spec:
-  containers:
-  - {name: c, image: i, command: [run], volumeMounts: [{name: v, mountPath: /v}]}
-  volumes: [{name: v, persistentVolumeClaim: {claimName: data}}]
-`
-
-func TestAClaimOutlivesItsPodUnlessItSaysOtherwise(t *testing.T) {
-	t.Parallel()
-	for name, c := range map[string]struct{ notes, want string }{
-		"nothing said":      {"", "its claim outlives the pod, and persistent volumes come later"},
-		"ephemeral":         {`volume.sealvol.io/data: '{"mode": "ephemeral"}'`, ""},
-		"persistent":        {`volume.sealvol.io/data: '{"mode": "persistent"}'`, "persistent volumes come later"},
-		"of another volume": {`volume.sealvol.io/v: '{"mode": "ephemeral"}'`, "the one that counts is volume.sealvol.io/data"},
-		"more than a mode":  {`volume.sealvol.io/data: '{"mode": "ephemeral", "device": "/dev/a", "mountPath": "/a"}'`, "says more than"},
-		"others":            {`example.com/a: b`, "its claim outlives the pod"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			_, err := Annotate(t.Context(), []byte(strings.Replace(claimManifest, "NOTES", c.notes, 1)), Options{})
-			if (c.want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), c.want) {
-				t.Errorf("want %q, got %v", c.want, err)
-			}
-		})
-	}
-}
-
-func TestClaimsElsewhereAreNamedWithTheirSize(t *testing.T) {
-	t.Parallel()
-	_, manifest, _ := strings.Cut(claimManifest, "---\n")
-	if _, err := Annotate(t.Context(), []byte(manifest), Options{Claims: []string{"data"}}); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("a claim that is named outlives its pod all the same, got %v", err)
-	}
-	manifest = strings.Replace(manifest, "{name: p}", `{name: p, annotations: {volume.sealvol.io/v: '{"mode": "ephemeral"}'}}`, 1)
-	if _, err := Annotate(t.Context(), []byte(manifest), Options{}); err == nil || !strings.Contains(err.Error(), "--size v=10Gi") {
-		t.Errorf("want to be asked for the size, got %v", err)
-	}
-	result, err := Annotate(t.Context(), []byte(manifest), Options{Sizes: map[string]uint64{"v": 5}})
-	if err != nil || !strings.Contains(string(result.Pods[0].Policy), `"size": {"min": 5, "max": 1048576}`) {
-		t.Errorf("%v\n%+v", err, result)
-	}
-}
-
 func TestAnOptionThatNamesNothingIsAnError(t *testing.T) {
 	t.Parallel()
 	for name, options := range map[string]Options{
@@ -183,23 +132,6 @@ func TestAnOptionThatNamesNothingIsAnError(t *testing.T) {
 		if _, err := Annotate(t.Context(), []byte(sealedManifest), options); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), name+": ") {
 			t.Errorf("%s: the author meant something else, got %v", name, err)
 		}
-	}
-}
-
-func TestClaimsAreThoseOfTheirNamespace(t *testing.T) {
-	t.Parallel()
-	claim, rest, _ := strings.Cut(strings.Replace(claimManifest, "NOTES", `volume.sealvol.io/data: '{"mode": "ephemeral"}'`, 1), "---\n")
-	claim = strings.Replace(claim, "{name: data,", "{namespace: a, name: data,", 1)
-	if _, err := Annotate(t.Context(), []byte(claim+"---\n"+rest), Options{}); !errdefs.IsNotFound(err) {
-		t.Errorf("the claim is another namespace's, got %v", err)
-	}
-	rest = strings.Replace(rest, "{name: p}", "{namespace: a, name: p}", 1)
-	other := strings.Replace(claim, "namespace: a", "namespace: b", 1)
-	if _, err := Annotate(t.Context(), []byte(claim+"---\n"+other+"---\n"+rest), Options{}); err != nil {
-		t.Error(err)
-	}
-	if _, err := Annotate(t.Context(), []byte(claim+"---\n"+claim+"---\n"+rest), Options{}); !errdefs.IsInvalidArgument(err) {
-		t.Errorf("which of two claims is meant? got %v", err)
 	}
 }
 

@@ -179,9 +179,14 @@ func findVolumes(r *report, o object, template podTemplate, claims claims, optio
 	}
 	var volumes []volume
 	for _, v := range pod {
-		if sealed, ok := f.find(v); ok {
-			volumes = append(volumes, sealed)
+		sealed, ok := f.find(v)
+		if !ok {
+			continue
 		}
+		if slices.ContainsFunc(volumes, func(other volume) bool { return other.name == sealed.name }) {
+			r.refuse(errdefs.ErrInvalidArgument, "volume %q: another sealed volume is called %q too; give the annotation another name", v.Name, sealed.name)
+		}
+		volumes = append(volumes, sealed)
 	}
 	for _, name := range slices.Sorted(maps.Keys(f.requests)) {
 		if !f.used[name] {
@@ -215,72 +220,78 @@ func (f *finder) claimTemplates(o object) []corev1.Volume {
 
 // find makes a sealed volume of a pod's volume, if it is to be one.
 func (f *finder) find(v corev1.Volume) (volume, bool) {
-	field := fmt.Sprintf("volume %q", v.Name)
-	device, raw := f.raw(v.Name)
-	sealed := volume{name: v.Name, of: v.Name}
-	var spec *corev1.PersistentVolumeClaimSpec
 	switch {
 	case v.EmptyDir != nil:
-		if name, ok := f.byEmptyDir[v.Name]; ok {
-			return f.emptyDir(name, v)
-		}
-		return volume{}, false
+		return f.emptyDir(v)
 	case v.Ephemeral != nil && v.Ephemeral.VolumeClaimTemplate != nil:
-		spec = &v.Ephemeral.VolumeClaimTemplate.Spec
-		if raw == "" && !f.ofClass(spec) {
-			return volume{}, false
-		}
+		return f.ephemeral(v)
 	case v.PersistentVolumeClaim != nil:
-		name := v.PersistentVolumeClaim.ClaimName
-		c, here := f.templates[v.Name]
-		if !here {
-			c, here = f.claims[[2]string{f.namespace, name}]
-		}
-		if here {
-			spec = &c.Spec
-		}
-		asked, err := c.ephemeral()
-		if err != nil {
-			f.refusals = append(f.refusals, fmt.Errorf("%s: %s: %w", f.where, field, err))
-			return volume{}, false
-		}
-		onPod := f.requests[v.Name] == request{Mode: "ephemeral"}
-		asked = asked || onPod || raw != ""
-		named := slices.Contains(f.options.Claims, name)
-		if named {
-			f.usedOptions["--claim "+name] = true
-		}
-		if !asked && !named && !(here && f.ofClass(spec)) {
-			if !here {
-				f.warn("%s: PersistentVolumeClaim %q is not in the manifest; if it is to be sealed, name it with --claim", field, name)
-			}
-			return volume{}, false
-		}
-		if !asked {
-			f.refuse(errdefs.ErrFailedPrecondition, "%s: its claim outlives the pod, and persistent volumes come later; use an ephemeral volumeClaimTemplate, "+
-				`or say with the annotation %s%s: '{"mode": "ephemeral"}' on the claim that its data goes with the pod`, field, volumePrefix, or(c.Metadata.Name, v.Name))
-			return volume{}, false
-		}
-		if onPod {
-			f.used[v.Name] = true
-		}
-		sealed.readOnly = v.PersistentVolumeClaim.ReadOnly
+		return f.claimed(v)
 	case v.CSI != nil && slices.Contains(f.options.classes(), v.CSI.Driver):
-		f.refuse(errdefs.ErrFailedPrecondition, "%s: an inline CSI volume says no size; use an ephemeral volumeClaimTemplate", field)
-		return volume{}, false
-	default:
+		f.refuse(errdefs.ErrFailedPrecondition, "volume %q: an inline CSI volume says no size; use an ephemeral volumeClaimTemplate", v.Name)
+	}
+	return volume{}, false
+}
+
+// ephemeral is a volume whose claim is made with the pod and goes with it.
+func (f *finder) ephemeral(v corev1.Volume) (volume, bool) {
+	spec := &v.Ephemeral.VolumeClaimTemplate.Spec
+	if _, raw := f.raw(v.Name); raw == "" && !f.ofClass(spec) {
 		return volume{}, false
 	}
+	return f.ofClaim(v.Name, spec, false), true
+}
 
+// claimed is a volume whose claim outlives the pod, so that its data must have been given up in so many words.
+func (f *finder) claimed(v corev1.Volume) (volume, bool) {
+	field, name := fmt.Sprintf("volume %q", v.Name), v.PersistentVolumeClaim.ClaimName
+	c, here := f.templates[v.Name]
+	if !here {
+		c, here = f.claims[[2]string{f.namespace, name}]
+	}
+	var spec *corev1.PersistentVolumeClaimSpec
+	if here {
+		spec = &c.Spec
+	}
+	onClaim, err := c.ephemeral()
+	if err != nil {
+		f.refusals = append(f.refusals, fmt.Errorf("%s: %s: %w", f.where, field, err))
+		return volume{}, false
+	}
+	onPod := f.requests[v.Name] == request{Mode: "ephemeral"}
+	if onPod {
+		f.used[v.Name] = true
+	}
+	named := slices.Contains(f.options.Claims, name)
+	if named {
+		f.usedOptions["--claim "+name] = true
+	}
+	_, raw := f.raw(v.Name)
+	switch {
+	case onClaim || onPod || raw != "":
+		return f.ofClaim(v.Name, spec, v.PersistentVolumeClaim.ReadOnly), true
+	case named || here && f.ofClass(spec):
+		f.refuse(errdefs.ErrFailedPrecondition, "%s: its claim outlives the pod, and persistent volumes come later; use an ephemeral volumeClaimTemplate, "+
+			`or say with the annotation %s%s: '{"mode": "ephemeral"}' on the claim that its data goes with the pod`, field, volumePrefix, or(c.Metadata.Name, v.Name))
+	case !here:
+		f.warn("%s: PersistentVolumeClaim %q is not in the manifest; if it is to be sealed, name it with --claim", field, name)
+	}
+	return volume{}, false
+}
+
+// ofClaim is the sealed volume behind a claim; spec is nil if the manifest has it not.
+func (f *finder) ofClaim(name string, spec *corev1.PersistentVolumeClaimSpec, readOnly bool) volume {
+	field := fmt.Sprintf("volume %q", name)
 	if spec != nil && (spec.DataSource != nil || spec.DataSourceRef != nil || spec.VolumeName != "") {
 		f.refuse(errdefs.ErrFailedPrecondition, "%s: an ephemeral sealed volume begins empty; remove dataSource, dataSourceRef and volumeName from its claim", field)
 	}
 	block := spec != nil && spec.VolumeMode != nil && *spec.VolumeMode == corev1.PersistentVolumeBlock
-	size, err := f.size(v.Name, spec)
-	if err != nil {
+	sealed := volume{name: name, of: name}
+	var err error
+	if sealed.size, err = f.size(name, spec); err != nil {
 		f.refuse(errdefs.ErrInvalidArgument, "%s: %v", field, err)
 	}
-	sealed.size = size
+	device, raw := f.raw(name)
 	switch {
 	case raw != "":
 		f.used[raw] = true
@@ -288,14 +299,14 @@ func (f *finder) find(v corev1.Volume) (volume, bool) {
 		if spec != nil && !block {
 			f.refuse(errdefs.ErrInvalidArgument, "%s: is a device of a container, so its claim needs volumeMode: Block", field)
 		}
-		sealed.mounts = f.devices(v.Name, device, f.requests[raw], sealed.readOnly)
+		sealed.mounts = f.devices(name, device, f.requests[raw], readOnly)
 	case block:
 		f.refuse(errdefs.ErrFailedPrecondition, `%s: is a raw block device, which the containers would see unsealed; say where its file system is to be with the annotation `+
-			`%s%s: '{"device": DEVICEPATH, "mountPath": PATH, "mode": "ephemeral"}'`, field, volumePrefix, v.Name)
+			`%s%s: '{"device": DEVICEPATH, "mountPath": PATH, "mode": "ephemeral"}'`, field, volumePrefix, name)
 	default:
-		sealed.mounts = f.mounts(v.Name, sealed.readOnly)
+		sealed.mounts = f.mounts(name, readOnly)
 	}
-	return sealed, true
+	return sealed
 }
 
 // ofClass reports whether a claim has one of the sealed classes.
@@ -315,7 +326,12 @@ func (f *finder) raw(name string) (device, request string) {
 	return "", ""
 }
 
-func (f *finder) emptyDir(name string, v corev1.Volume) (volume, bool) {
+// emptyDir is a volume that an annotation asks to be sealed.
+func (f *finder) emptyDir(v corev1.Volume) (volume, bool) {
+	name, ok := f.byEmptyDir[v.Name]
+	if !ok {
+		return volume{}, false
+	}
 	f.used[name] = true
 	field := fmt.Sprintf("volume %q", v.Name)
 	sealed := volume{name: name, of: v.Name, emptyDir: true, size: f.requests[name].size}
