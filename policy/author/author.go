@@ -185,16 +185,7 @@ func writePod(o object, claims claims, options Options, used map[string]bool) (P
 		return Pod{}, r.warnings, r.err()
 	}
 	checkPod(r, template, volumes)
-	sealed := sealedPod{Containers: map[string]policy.Container{}, Volumes: map[string]policy.Volume{}}
-	for _, c := range containersOf(template.Spec) {
-		if _, twice := sealed.Containers[c.Name]; twice {
-			r.refuse(errdefs.ErrInvalidArgument, "%s: another container is called %q too", c.field, c.Name)
-		}
-		sealed.Containers[c.Name] = writeContainer(r, c, options)
-	}
-	for _, v := range volumes {
-		sealed.Volumes[v.name] = v.sealed(options, template.Spec)
-	}
+	sealed := seal(r, template, volumes, options)
 	if err := r.err(); err != nil {
 		return Pod{}, nil, err
 	}
@@ -209,6 +200,21 @@ func writePod(o object, claims claims, options Options, used map[string]bool) (P
 		return Pod{}, nil, fmt.Errorf("%s: the policy of %d bytes is longer than Kubernetes allows an annotation: %w", o.name(), len(text), errdefs.ErrInvalidArgument)
 	}
 	return Pod{Name: o.name(), Policy: []byte(text)}, r.warnings, nil
+}
+
+// seal makes sealed_pod: all containers of the pod, and its sealed volumes.
+func seal(r *report, template podTemplate, volumes []volume, options Options) sealedPod {
+	sealed := sealedPod{Containers: map[string]policy.Container{}, Volumes: map[string]policy.Volume{}}
+	for _, c := range containersOf(template.Spec) {
+		if _, twice := sealed.Containers[c.Name]; twice {
+			r.refuse(errdefs.ErrInvalidArgument, "%s: another container is called %q too", c.field, c.Name)
+		}
+		sealed.Containers[c.Name] = writeContainer(r, c, options)
+	}
+	for _, v := range volumes {
+		sealed.Volumes[v.name] = v.sealed(options, template.Spec)
+	}
+	return sealed
 }
 
 // existing is the policy that a template has already; empty if it has none.
