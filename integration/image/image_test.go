@@ -85,9 +85,11 @@ func TestCPIOUnpacksToTheTree(t *testing.T) {
 func TestSameTreeGivesTheSameBytes(t *testing.T) {
 	t.Parallel()
 	for name, write := range map[string]func(*Tree, io.Writer) error{
-		"cpio":  (*Tree).WriteCPIO,
-		"tar":   (*Tree).WriteTar,
-		"image": func(t *Tree, w io.Writer) error { return t.WriteImages(w, map[string]v1.ImageConfig{"local.test/a:1": {}, "local.test/b:1": {}}) },
+		"cpio": (*Tree).WriteCPIO,
+		"tar":  (*Tree).WriteTar,
+		"image": func(t *Tree, w io.Writer) error {
+			return t.WriteImages(w, map[string]v1.ImageConfig{"local.test/a:1": {}, "local.test/b:1": {}})
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
@@ -35,11 +36,13 @@ type pod struct {
 	uid     string
 	volumes map[string]corev1.Volume
 	devices map[string]string // sealed volume → block device of the node
+
+	emptyDirs map[string]bool // those that are sealed
 }
 
 // newPod does what the workload's controller and the admission of service accounts do.
 func newPod(t template, objects *manifest) *pod {
-	p := &pod{template: t, objects: objects, volumes: map[string]corev1.Volume{}, devices: map[string]string{}}
+	p := &pod{template: t, objects: objects, volumes: map[string]corev1.Volume{}, devices: map[string]string{}, emptyDirs: map[string]bool{}}
 	suffix := "-x2x4z"
 	switch t.kind {
 	case "Pod":
@@ -74,6 +77,7 @@ func newPod(t template, objects *manifest) *pod {
 	for _, v := range p.spec.Volumes {
 		p.volumes[v.Name] = v
 	}
+	p.takeRequests()
 	return p
 }
 
@@ -81,14 +85,30 @@ func (p *pod) dir(parts ...string) string {
 	return filepath.Join(append([]string{kubelet, p.uid}, parts...)...)
 }
 
-// sealed tells whether a volume comes from our CSI driver.
-func sealed(v corev1.Volume) bool { return v.Ephemeral != nil || v.PersistentVolumeClaim != nil }
+// takeRequests takes out of the pod's annotations what the plugin will read only when there is a CSI driver: what they say of claims, and
+// of emptyDir volumes, which then are sealed.
+func (p *pod) takeRequests() {
+	p.meta.Annotations = maps.Clone(p.meta.Annotations)
+	for key, value := range p.meta.Annotations {
+		var request struct{ Device, EmptyDir string }
+		if !strings.HasPrefix(key, "volume.sealvol.io/") || json.Unmarshal([]byte(value), &request) != nil || request.Device != "" {
+			continue
+		}
+		p.emptyDirs[request.EmptyDir] = true
+		delete(p.meta.Annotations, key)
+	}
+}
+
+// sealed tells whether a volume is one of ours.
+func (p *pod) sealed(v corev1.Volume) bool {
+	return v.Ephemeral != nil || v.PersistentVolumeClaim != nil || p.emptyDirs[v.Name]
+}
 
 // volumePath is where kubelet has a volume on the node.
 func (p *pod) volumePath(v corev1.Volume) (string, error) {
 	plugin := ""
 	switch {
-	case sealed(v):
+	case p.sealed(v):
 		return p.dir("volumes/kubernetes.io~csi", claimPrefix+v.Name, "mount"), nil
 	case v.EmptyDir != nil:
 		plugin = "empty-dir"
@@ -187,9 +207,14 @@ func (p *pod) sandbox() *cri.PodSandboxConfig {
 		Metadata:     &cri.PodSandboxMetadata{Name: p.meta.Name, Namespace: p.meta.Namespace, Uid: p.uid},
 		Hostname:     hostname,
 		LogDirectory: filepath.Join(logs, p.meta.Namespace+"_"+p.meta.Name+"_"+p.uid),
-		Labels:       labels,
-		Annotations:  annotations,
-		Linux:        &cri.LinuxPodSandboxConfig{CgroupParent: "/kubepods/pod" + p.uid, SecurityContext: security},
+		DnsConfig: &cri.DNSConfig{
+			Servers:  []string{"10.96.0.10"},
+			Searches: []string{p.meta.Namespace + ".svc.cluster.local", "svc.cluster.local", "cluster.local"},
+			Options:  []string{"ndots:5"},
+		},
+		Labels:      labels,
+		Annotations: annotations,
+		Linux:       &cri.LinuxPodSandboxConfig{CgroupParent: "/kubepods/pod" + p.uid, SecurityContext: security},
 	}
 }
 

@@ -213,7 +213,7 @@ func (r *recorder) makeDisks(ctx context.Context, p *pod) (undo func() error, er
 	}
 	byPath := map[string]string{}
 	for _, v := range p.spec.Volumes {
-		if !sealed(v) {
+		if !p.sealed(v) {
 			continue
 		}
 		path, err := p.volumePath(v)
