@@ -269,14 +269,17 @@ func (p *pod) container(c corev1.Container, image string) (*cri.ContainerConfig,
 		Linux:     &cri.LinuxContainerConfig{Resources: resources(c.Resources), SecurityContext: p.security(c.SecurityContext)},
 	}
 	for _, m := range c.VolumeMounts {
-		path, err := p.volumePath(p.volumes[m.Name])
+		v := p.volumes[m.Name]
+		path, err := p.volumePath(v)
 		if err != nil {
 			return nil, err
 		}
 		if m.SubPath != "" || m.SubPathExpr != "" || m.MountPropagation != nil {
 			return nil, fmt.Errorf("container %s: subPath and mountPropagation are not recorded", c.Name)
 		}
-		config.Mounts = append(config.Mounts, &cri.Mount{ContainerPath: m.MountPath, HostPath: path, Readonly: m.ReadOnly})
+		// What kubelet writes itself is never the container's to change.
+		kubelets := v.ConfigMap != nil || v.Secret != nil || v.Projected != nil
+		config.Mounts = append(config.Mounts, &cri.Mount{ContainerPath: m.MountPath, HostPath: path, Readonly: m.ReadOnly || kubelets})
 	}
 	for _, d := range c.VolumeDevices {
 		config.Devices = append(config.Devices, &cri.Device{ContainerPath: d.DevicePath, HostPath: p.devices[d.Name], Permissions: "mrw"})
