@@ -3,6 +3,7 @@
 package node
 
 import (
+	"context"
 	"strings"
 	"testing"
 
@@ -92,7 +93,7 @@ func TestEachDenialIsOneLineThatSaysWhatToDo(t *testing.T) {
 				s.hostilePlugin(test.hostile)
 			}
 			_, err := s.node.RunContainer(s.ctx, id, pod, c)
-			s.wantDenial(err, rule, c.Name, test.culprit, test.step)
+			s.wantDenial(err, rule, `container "`+c.Name+`"`, test.culprit, test.step)
 		})
 	}
 
@@ -100,17 +101,26 @@ func TestEachDenialIsOneLineThatSaysWhatToDo(t *testing.T) {
 	s.Run("container_live", func(t *testing.T) {
 		s := &scene{T: t, ctx: s.ctx, node: s.node}
 		_, err := s.node.RunContainer(s.ctx, id, pod, Container{Name: "helper", Args: []string{"sleep", "infinity"}})
-		s.wantDenial(err, "container_live", "helper", "running already", "remove it first")
+		s.wantDenial(err, "container_live", `container "helper"`, "running already", "remove it first")
 	})
 	s.Run("exec", func(t *testing.T) {
 		s := &scene{T: t, ctx: s.ctx, node: s.node}
 		_, err := s.node.Exec(s.ctx, container, "sh", "-c", "true")
-		s.wantDenial(err, "exec", "helper", "sh -c true", "add it to the container's exec")
+		s.wantDenial(err, "exec", `container "helper"`, "sh -c true", "add it to the container's exec")
 	})
 }
 
+func TestPodWhoseContainersSeeEachOthersProcessesIsRefused(t *testing.T) {
+	s := newScene(t)
+	id, err := s.node.RunPod(s.ctx, Pod{Name: "shared", Policy: denialPolicy, SharedProcesses: true})
+	if err == nil {
+		s.Cleanup(func() { _ = s.node.RemovePod(context.WithoutCancel(s.ctx), id) })
+	}
+	s.wantDenial(err, "pid_namespace", "CreateSandbox", "processes of other containers", "shareProcessNamespace: false")
+}
+
 // wantDenial says that a line of the error holds all that a person needs, and that the denial does not go on in another one.
-func (s *scene) wantDenial(err error, rule, container, culprit, step string) {
+func (s *scene) wantDenial(err error, rule, subject, culprit, step string) {
 	s.Helper()
 	if err == nil {
 		s.Fatalf("rule %s must deny this, but it went through", rule)
@@ -120,7 +130,7 @@ func (s *scene) wantDenial(err error, rule, container, culprit, step string) {
 		if !found {
 			continue
 		}
-		for _, want := range []string{"container \"" + container + "\"", "(rule " + rule + ")", culprit, step, "permission denied"} {
+		for _, want := range []string{subject, "(rule " + rule + ")", culprit, step, "permission denied"} {
 			// crictl quotes what it was told once more.
 			if !strings.Contains(strings.ReplaceAll(denial, `\"`, `"`), want) {
 				s.Errorf("the line must say %q: %s", want, line)
