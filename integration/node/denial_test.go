@@ -4,6 +4,7 @@ package node
 
 import (
 	"context"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -45,6 +46,7 @@ func TestEachDenialIsOneLineThatSaysWhatToDo(t *testing.T) {
 		}
 	}
 	tests := map[string]struct {
+		rule      string    // that of the test's name unless it is given
 		container Container // a Name and Args are helper's unless they are given
 		hostile   func(*nri.ContainerAdjustment)
 		culprit   string // what is wrong
@@ -54,18 +56,19 @@ func TestEachDenialIsOneLineThatSaysWhatToDo(t *testing.T) {
 		"args":               {container: Container{Args: []string{"sleep", "1"}}, culprit: "sleep 1", step: "correct sealed_pod.containers or the pod"},
 		"image":              {container: Container{Name: "pinned"}, culprit: BusyboxImage, step: "correct sealed_pod.containers or the pod"},
 		"capabilities":       {container: Container{Capabilities: []string{"SYS_ADMIN"}}, culprit: "CAP_SYS_ADMIN", step: "drop it from the pod's security context"},
-		"mounts":             {container: Container{Mounts: []Mount{{HostPath: s.node.dir, ContainerPath: "/host"}}}, culprit: "/host", step: "remove it from the pod"},
+		"mounts":             {container: Container{Mounts: []Mount{{HostPath: filepath.Join(s.node.dir, "opt"), ContainerPath: "/host"}}}, culprit: "/host", step: "remove it from the pod"},
 		"storages":           {container: Container{Mounts: []Mount{{HostPath: direct, ContainerPath: "/offered"}}}, culprit: "blk at /offered", step: "name it in sealed_pod.volumes"},
-		"device_twice": {
+		"two volumes on one device": {
+			rule: "volume_storage",
 			container: Container{Name: "twice", Mounts: []Mount{
 				{HostPath: direct, ContainerPath: "/mnt/encrypted"}, {HostPath: again, ContainerPath: "/mnt/other"},
 			}},
-			culprit: "02/01", step: "give each volume a device of its own",
+			culprit: "encrypted at /mnt/encrypted", step: "see that plugin and shim run",
 		},
 		"volume_missing":  {container: Container{Name: "my-container"}, culprit: "encrypted at /mnt/encrypted", step: "ask for it in the pod"},
 		"volume_storage":  {container: Container{Name: "my-container"}, hostile: mount("/mnt/encrypted", "tmpfs", "tmpfs", "rw"), culprit: "encrypted at /mnt/encrypted", step: "see that plugin and shim run"},
 		"volume_shadowed": {container: Container{Name: "my-container"}, hostile: mount("/mnt", "tmpfs", "tmpfs", "rw"), culprit: "/mnt", step: "remove it from the pod"},
-		"annotations":     {hostile: func(a *nri.ContainerAdjustment) { a.AddAnnotation("cdi.k8s.io/x", "y") }, culprit: "cdi.k8s.io/x", step: "do not pass it on"},
+		"annotations":     {hostile: func(a *nri.ContainerAdjustment) { a.AddAnnotation("example.com/note", "y") }, culprit: "example.com/note", step: "do not pass it on"},
 		"sysctl":          {hostile: func(a *nri.ContainerAdjustment) { a.SetLinuxSysctl("kernel.core_pattern", "|/x") }, culprit: "kernel.core_pattern", step: "remove it from the pod"},
 		"namespaces": {
 			hostile: func(a *nri.ContainerAdjustment) { a.RemoveNamespace(&nri.LinuxNamespace{Type: "mount"}) },
@@ -79,10 +82,13 @@ func TestEachDenialIsOneLineThatSaysWhatToDo(t *testing.T) {
 			culprit: "/dev/fuse", step: "remove it from the pod",
 		},
 	}
-	for rule, test := range tests {
-		s.Run(rule, func(t *testing.T) {
+	for name, test := range tests {
+		s.Run(name, func(t *testing.T) {
 			s := &scene{T: t, ctx: s.ctx, node: s.node}
-			c := test.container
+			rule, c := test.rule, test.container
+			if rule == "" {
+				rule = name
+			}
 			if c.Name == "" {
 				c.Name = "helper"
 			}
