@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,8 +12,11 @@ import (
 // talk is the manifest of sealvol's talk.
 const talk = "../../policy/author/testdata/pods/talk.yaml"
 
-// requests is where the requests of real pods are kept.
-const requests = "../../policy/testdata/CreateContainer/"
+// recorded is a pod like the talk's, and what Kata's runtime really sends for it.
+const (
+	recordedPod      = "../../policy/author/testdata/manifests/pod-talk.yaml"
+	recordedRequests = "../../policy/author/testdata/recorded/pod-talk.json"
+)
 
 // tool runs sealvol as a person would: its output, and its exit status.
 func tool(t *testing.T, stdin string, args ...string) (stdout, stderr string, status int) {
@@ -23,10 +27,10 @@ func tool(t *testing.T, stdin string, args ...string) (stdout, stderr string, st
 	return out.String(), errs.String(), status
 }
 
-// manifest is a copy of the talk's that may be overwritten.
-func manifest(t *testing.T) string {
+// manifest is a copy of a manifest that may be overwritten.
+func manifest(t *testing.T, of string) string {
 	t.Helper()
-	text, err := os.ReadFile(talk)
+	text, err := os.ReadFile(of)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,9 +41,40 @@ func manifest(t *testing.T) string {
 	return file
 }
 
+// request is a file with the request that creates the container of the recorded pod.
+func request(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile(recordedRequests)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var record struct {
+		Pods []struct {
+			Requests []struct {
+				Container string
+				Request   json.RawMessage
+			}
+		}
+	}
+	if err := json.Unmarshal(text, &record); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range record.Pods[0].Requests {
+		if r.Container == "my-container" {
+			file := filepath.Join(t.TempDir(), "request.json")
+			if err := os.WriteFile(file, r.Request, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return file
+		}
+	}
+	t.Fatal("the record has no container")
+	return ""
+}
+
 func TestAManifestIsAnnotatedInPlace(t *testing.T) {
 	t.Parallel()
-	file := manifest(t)
+	file := manifest(t, talk)
 	link := filepath.Join(t.TempDir(), "link.yaml")
 	if err := os.Symlink(file, link); err != nil {
 		t.Fatal(err)
@@ -80,7 +115,7 @@ func TestAManifestIsAnnotatedInPlace(t *testing.T) {
 
 func TestAManifestThatIsRefusedStaysAsItIs(t *testing.T) {
 	t.Parallel()
-	file := manifest(t)
+	file := manifest(t, talk)
 	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -138,8 +173,8 @@ spec:
 
 func TestShowLintAndCheckReadTheAnnotation(t *testing.T) {
 	t.Parallel()
-	file := manifest(t)
-	if _, errs, status := tool(t, "", "-f", file, "--normalise-images"); status != 0 {
+	file := manifest(t, recordedPod)
+	if _, errs, status := tool(t, "", "-f", file); status != 0 {
 		t.Fatalf("status %d: %s", status, errs)
 	}
 	if out, errs, status := tool(t, "", "show", file); status != 0 || !strings.Contains(out, "seen by    my-container at /mnt/encrypted, read and write") {
@@ -151,21 +186,30 @@ func TestShowLintAndCheckReadTheAnnotation(t *testing.T) {
 	if _, errs, status := tool(t, "", "lint", "--strict", file); status != 1 || !strings.Contains(errs, "1 warnings") {
 		t.Errorf("status %d: %s", status, errs)
 	}
-	request := requests + "one-volume/request.json"
-	if out, errs, status := tool(t, "", "check", "-f", request, "-p", file); status != 0 || !strings.Contains(out, "allowed: CreateContainer of container my-container\n  mount 6 is volume encrypted") {
-		t.Errorf("status %d: %s\n%s", status, errs, out)
+
+	other := filepath.Join(t.TempDir(), "other.rego")
+	rego, _, _ := tool(t, "", "show", "--rego", file)
+	if err := os.WriteFile(other, []byte(strings.Replace(rego, "/mnt/encrypted", "/mnt/other", 1)), 0o600); err != nil {
+		t.Fatal(err)
 	}
-	if out, errs, status := tool(t, "", "check", "-f", requests+"two-volumes/request.json", "-p", file); status != 1 || !strings.Contains(errs, "policy denies container") {
-		t.Errorf("status %d: %s\n%s", status, errs, out)
-	}
-	if _, errs, status := tool(t, "", "check", "-f", request, "-p", file, "--live", "1=my-container"); status != 1 || !strings.Contains(errs, "rule container_live") {
-		t.Errorf("status %d: %s", status, errs)
-	}
-	if _, errs, status := tool(t, "", "check", "-f", request); status != 1 || !strings.Contains(errs, "rule open_storages") {
-		t.Errorf("a pod without policy gets no block storage, status %d: %s", status, errs)
-	}
-	if _, errs, status := tool(t, "", "check", "-f", request, "-p", file, "--pod", "Pod/other"); status != 1 || !strings.Contains(errs, "name one with --pod: Pod/my-app") {
-		t.Errorf("status %d: %s", status, errs)
+	create := request(t)
+	for name, c := range map[string]struct {
+		args   []string
+		want   string
+		status int
+	}{
+		"its own policy":      {[]string{"-p", file}, "allowed: CreateContainer of container my-container\n  mount ", 0},
+		"the pod by name":     {[]string{"-p", file, "--pod", "Pod/my-app"}, "is volume encrypted, of storage 0, read and write\n", 0},
+		"another pod":         {[]string{"-p", file, "--pod", "Pod/other"}, "name one with --pod: Pod/my-app", 1},
+		"another policy":      {[]string{"-p", other}, `policy denies container "my-container" (rule `, 1},
+		"running already":     {[]string{"-p", file, "--live", "1=my-container"}, "rule container_live", 1},
+		"a pod without":       {nil, "rule open_storages", 1},
+		"as another's method": {[]string{"-p", file, "--rpc", "ExecProcess"}, "ExecProcess request: ", 1},
+	} {
+		out, errs, status := tool(t, "", append([]string{"check", "-f", create}, c.args...)...)
+		if status != c.status || !strings.Contains(out+errs, c.want) {
+			t.Errorf("%s: want status %d and %q, got status %d: %s\n%s", name, c.status, c.want, status, errs, out)
+		}
 	}
 }
 

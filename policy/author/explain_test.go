@@ -2,6 +2,7 @@ package author
 
 import (
 	"encoding/base64"
+	"encoding/json"
 	"strings"
 	"testing"
 
@@ -96,12 +97,19 @@ func TestPoliciesAreFoundInEachForm(t *testing.T) {
 
 func TestARequestIsJudgedAsTheGuestWould(t *testing.T) {
 	t.Parallel()
-	const dir = "../testdata/CreateContainer/one-volume/"
-	p, err := policy.Load(t.Context(), read(t, dir+"policy.rego"))
+	result, err := Annotate(t.Context(), read(t, "testdata/manifests/pod-talk.yaml"), Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	request := read(t, dir+"request.json")
+	p, err := policy.Load(t.Context(), result.Pods[0].Policy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var record recorded
+	if err := json.Unmarshal(read(t, "testdata/recorded/pod-talk.json"), &record); err != nil {
+		t.Fatal(err)
+	}
+	request := record.Pods[0].Requests[2].Request
 	decision, err := Check(t.Context(), p, "CreateContainer", request, policy.State{})
 	if err != nil || decision.Container != "my-container" || len(decision.Attachments) != 1 {
 		t.Errorf("got %+v, %v", decision, err)
