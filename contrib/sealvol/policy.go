@@ -48,7 +48,8 @@ Examples:
   sealvol policy lint my-app.yaml                   # what it leaves open
   sealvol policy check -f request.json -p my-app.yaml   # would this be allowed?
 
-What cannot be known, as the arguments of a container whose image decides them,
+Run it again, with the same flags, after each change of the manifest. What
+cannot be known, as the arguments of a container whose image decides them,
 is left open, with a warning. What a sealed pod cannot have is an error that
 names the field.
 

@@ -84,7 +84,7 @@ type Pod struct {
 // Annotate writes the policies of a manifest. Its error names every field that stands against it: errdefs.ErrInvalidArgument for what is
 // malformed, errdefs.ErrFailedPrecondition for what sealed pods cannot have (yet), errdefs.ErrNotFound if no pod uses a sealed volume.
 func Annotate(ctx context.Context, manifest []byte, options Options) (Result, error) {
-	result, err := annotate(manifest, options)
+	result, err := annotate(ctx, manifest, options)
 	if err != nil {
 		return Result{}, err
 	}
@@ -97,7 +97,7 @@ func Annotate(ctx context.Context, manifest []byte, options Options) (Result, er
 	return result, nil
 }
 
-func annotate(manifest []byte, options Options) (Result, error) {
+func annotate(ctx context.Context, manifest []byte, options Options) (Result, error) {
 	documents, err := parse(manifest)
 	if err != nil {
 		return Result{}, err
@@ -123,7 +123,7 @@ func annotate(manifest []byte, options Options) (Result, error) {
 		if o.template == nil {
 			continue
 		}
-		pod, warnings, err := writePod(o, claims, options, used)
+		pod, warnings, err := writePod(ctx, o, claims, options, used)
 		if err != nil {
 			refusals = append(refusals, err)
 			continue
@@ -166,7 +166,7 @@ func unused(options Options, used map[string]bool) []error {
 }
 
 // writePod makes the policy of one pod template. It is empty for a template that uses no sealed volume.
-func writePod(o object, claims claims, options Options, used map[string]bool) (Pod, []string, error) {
+func writePod(ctx context.Context, o object, claims claims, options Options, used map[string]bool) (Pod, []string, error) {
 	r := &report{where: o.name()}
 	template, unknown, err := o.podTemplate()
 	if err != nil {
@@ -192,7 +192,7 @@ func writePod(o object, claims claims, options Options, used map[string]bool) (P
 	if there, err = allowSealed(there, volumes, sealed.Volumes); err != nil {
 		return Pod{}, nil, fmt.Errorf("%s: %w", o.name(), err)
 	}
-	text, err := merge(there, sealed)
+	text, err := merge(ctx, there, sealed)
 	if err != nil {
 		return Pod{}, nil, fmt.Errorf("%s: %w", o.name(), err)
 	}
@@ -205,7 +205,7 @@ func writePod(o object, claims claims, options Options, used map[string]bool) (P
 // seal makes sealed_pod: all containers of the pod, and its sealed volumes.
 func seal(r *report, template podTemplate, volumes []volume, options Options) sealedPod {
 	sealed := sealedPod{Containers: map[string]policy.Container{}, Volumes: map[string]policy.Volume{}}
-	for _, c := range containersOf(template.Spec) {
+	for _, c := range template.containers() {
 		if _, twice := sealed.Containers[c.Name]; twice {
 			r.refuse(errdefs.ErrInvalidArgument, "%s: another container is called %q too", c.field, c.Name)
 		}

@@ -18,19 +18,19 @@ type container struct {
 	field string
 }
 
-// containersOf are all containers that Kubernetes may run in the pod's guest, in the order of their start.
-func containersOf(spec corev1.PodSpec) []container {
+// containers are all containers that Kubernetes may run in the pod's guest, in the order of their start.
+func (t podTemplate) containers() []container {
 	var containers []container
 	add := func(list string, i int, c corev1.Container) {
-		containers = append(containers, container{c, fmt.Sprintf("spec.%s[%d] %q", list, i, c.Name)})
+		containers = append(containers, container{c, fmt.Sprintf("%s.%s[%d] %q", t.field, list, i, c.Name)})
 	}
-	for i, c := range spec.InitContainers {
+	for i, c := range t.Spec.InitContainers {
 		add("initContainers", i, c)
 	}
-	for i, c := range spec.Containers {
+	for i, c := range t.Spec.Containers {
 		add("containers", i, c)
 	}
-	for i, c := range spec.EphemeralContainers {
+	for i, c := range t.Spec.EphemeralContainers {
 		add("ephemeralContainers", i, corev1.Container(c.EphemeralContainerCommon))
 	}
 	return containers

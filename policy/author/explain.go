@@ -14,7 +14,7 @@ import (
 )
 
 var (
-	regoText   = regexp.MustCompile(`(?m)^[ \t]*package[ \t]+agent_policy\b`)
+	regoText   = regexp.MustCompile(`(?m)^package[ \t]+agent_policy\b`)
 	base64Text = regexp.MustCompile(`^[A-Za-z0-9+/\r\n]+=*\s*$`)
 )
 

@@ -65,14 +65,15 @@ func TestPoliciesAreFoundInEachForm(t *testing.T) {
 		text []byte
 		want []Pod
 	}{
-		"Rego":             {alone[0].Policy, alone},
-		"base64":           {[]byte(encoded), alone},
-		"base64 on lines":  {[]byte(folded), alone},
-		"several in one":   {result.Manifest, nil},
-		"none":             {[]byte(sealedManifest), nil},
-		"broken base64":    {[]byte("a==="), nil},
-		"broken in a pod":  {with(t, "  annotations: {}\n", "  annotations: {"+Annotation+": '!'}\n"), nil},
-		"base64 of binary": {[]byte("gICA"), nil},
+		"Rego":                     {alone[0].Policy, alone},
+		"base64":                   {[]byte(encoded), alone},
+		"base64 on lines":          {[]byte(folded), alone},
+		"several in one":           {result.Manifest, nil},
+		"none":                     {[]byte(sealedManifest), nil},
+		"none, but Rego in a text": {[]byte(sealedManifest + "---\napiVersion: v1\nkind: ConfigMap\ndata:\n  a: |\n    package agent_policy\n"), nil},
+		"broken base64":            {[]byte("a==="), nil},
+		"broken in a pod":          {with(t, "  annotations: {}\n", "  annotations: {"+Annotation+": '!'}\n"), nil},
+		"base64 of binary":         {[]byte("gICA"), nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

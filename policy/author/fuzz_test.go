@@ -49,16 +49,16 @@ func FuzzAnnotate(f *testing.F) {
 	for _, file := range manifests(f) {
 		manifest := read(f, file)
 		f.Add(manifest)
-		if result, err := annotate(manifest, Options{}); err == nil {
+		if result, err := annotate(f.Context(), manifest, Options{}); err == nil {
 			f.Add(result.Manifest)
 		}
 	}
 	f.Fuzz(func(t *testing.T, manifest []byte) {
-		result, err := annotate(manifest, Options{})
+		result, err := annotate(t.Context(), manifest, Options{})
 		if err != nil {
 			return
 		}
-		again, err := annotate(result.Manifest, Options{})
+		again, err := annotate(t.Context(), result.Manifest, Options{})
 		if err != nil || string(again.Manifest) != string(result.Manifest) {
 			t.Errorf("a second run must change nothing, got %v and\n%q\nafter\n%q", err, again.Manifest, result.Manifest)
 		}

@@ -27,33 +27,35 @@ var safeSysctls = []string{
 // checkPod says now what the guest would refuse when the pod runs.
 func checkPod(r *report, template podTemplate, volumes []volume) {
 	spec := template.Spec
-	denied := func(field, why string) { r.refuse(errdefs.ErrFailedPrecondition, "%s: %s", field, why) }
+	denied := func(field, why string) {
+		r.refuse(errdefs.ErrFailedPrecondition, "%s.%s: %s", template.field, field, why)
+	}
 	if spec.HostPID {
-		denied("spec.hostPID", "the container would see the processes of others, and so their volumes; remove it")
+		denied("hostPID", "the container would see the processes of others, and so their volumes; remove it")
 	}
 	if spec.ShareProcessNamespace != nil && *spec.ShareProcessNamespace {
-		denied("spec.shareProcessNamespace", "each container would see the processes of others, and so their volumes; remove it")
+		denied("shareProcessNamespace", "each container would see the processes of others, and so their volumes; remove it")
 	}
 	if spec.HostUsers != nil && !*spec.HostUsers {
-		denied("spec.hostUsers", "user namespaces are not for sealed pods; remove it")
+		denied("hostUsers", "user namespaces are not for sealed pods; remove it")
 	}
 	if len(spec.ResourceClaims) > 0 {
-		denied("spec.resourceClaims", "devices of the node would reach the containers raw; remove them")
+		denied("resourceClaims", "devices of the node would reach the containers raw; remove them")
 	}
 	if spec.RuntimeClassName == nil {
-		r.warn("spec.runtimeClassName is not there: without a class of Kata's the pod runs on the node itself, and nothing is sealed")
+		r.warn("%s.runtimeClassName is not there: without a class of Kata's the pod runs on the node itself, and nothing is sealed", template.field)
 	}
 	if security := spec.SecurityContext; security != nil {
 		if g := security.FSGroup; g != nil && (*g < 0 || *g >= math.MaxUint32) {
-			denied("spec.securityContext.fsGroup", fmt.Sprintf("%d is no group", *g))
+			denied("securityContext.fsGroup", fmt.Sprintf("%d is no group", *g))
 		}
 		for _, s := range security.Sysctls {
 			if !slices.Contains(safeSysctls, s.Name) {
-				denied("spec.securityContext.sysctls", fmt.Sprintf("%q is not one of the safe ones; remove it", s.Name))
+				denied("securityContext.sysctls", fmt.Sprintf("%q is not one of the safe ones; remove it", s.Name))
 			}
 		}
 	}
-	for _, c := range containersOf(spec) {
+	for _, c := range template.containers() {
 		checkContainer(r, c, spec, volumes)
 	}
 }

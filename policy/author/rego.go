@@ -27,14 +27,14 @@ const (
 )
 
 // merge puts sealed_pod into the policy that is there. Of that, every byte outside the block stays.
-func merge(there string, pod sealedPod) (string, error) {
+func merge(ctx context.Context, there string, pod sealedPod) (string, error) {
 	block := pod.block()
 	if there == "" {
 		return "package agent_policy\n\n" + block, nil
 	}
 	before, rest, found := strings.Cut(there, blockBegin)
 	if !found {
-		if sealed, err := sealedByHand(there); err != nil {
+		if sealed, err := sealedByHand(ctx, there); err != nil {
 			return "", err
 		} else if sealed {
 			return "", fmt.Errorf("annotation %s: holds a sealed_pod that was written by hand; remove it, or the whole annotation: %w", Annotation, errdefs.ErrFailedPrecondition)
@@ -45,7 +45,7 @@ func merge(there string, pod sealedPod) (string, error) {
 	if !found || strings.Contains(before+after, blockBegin) || strings.Contains(before+after, blockEnd) {
 		return "", fmt.Errorf("annotation %s: the marks of sealvol's block do not stand in pairs; remove the annotation: %w", Annotation, errdefs.ErrInvalidArgument)
 	}
-	if sealed, err := sealedByHand(before + after); err != nil {
+	if sealed, err := sealedByHand(ctx, before+after); err != nil {
 		return "", err
 	} else if sealed {
 		return "", fmt.Errorf("annotation %s: holds a second sealed_pod, outside of sealvol's block; remove it: %w", Annotation, errdefs.ErrFailedPrecondition)
@@ -54,11 +54,11 @@ func merge(there string, pod sealedPod) (string, error) {
 }
 
 // sealedByHand reports whether a policy without this package's block has a sealed_pod.
-func sealedByHand(text string) (bool, error) {
+func sealedByHand(ctx context.Context, text string) (bool, error) {
 	if !strings.Contains(text, "sealed_pod") {
 		return false, nil
 	}
-	p, err := policy.Load(context.Background(), []byte(text))
+	p, err := policy.Load(ctx, []byte(text))
 	if err != nil {
 		return false, fmt.Errorf("annotation %s: the policy that is there: %w", Annotation, err)
 	}

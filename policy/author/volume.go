@@ -20,6 +20,8 @@ import (
 type podTemplate struct {
 	Metadata metav1.ObjectMeta `json:"metadata"`
 	Spec     corev1.PodSpec    `json:"spec"`
+
+	field string // of the object, that spec is
 }
 
 // podTemplate decodes the object's pod template. unknown are the fields that Kubernetes' types have not.
@@ -28,6 +30,7 @@ func (o object) podTemplate() (t podTemplate, unknown []string, err error) {
 	if !ok {
 		return t, nil, fmt.Errorf("%s: has no pod template: %w", o.name(), errdefs.ErrInvalidArgument)
 	}
+	t.field = o.template[len(o.path):].with("spec").String()
 	unknown, err = decode(map[string]any{"metadata": value["metadata"], "spec": value["spec"]}, &t)
 	if err != nil {
 		return t, nil, fmt.Errorf("%s: %s: %w", o.name(), oneLine(err), errdefs.ErrInvalidArgument)
@@ -102,7 +105,6 @@ type volume struct {
 	name     string // in the policy
 	of       string // the pod's name for it
 	size     uint64 // asked for, in bytes
-	readOnly bool   // for every container
 	emptyDir bool   // the pod has an emptyDir for it, not a claim
 	mounts   []policy.Mount
 }
@@ -316,7 +318,7 @@ func (f *finder) ofClass(spec *corev1.PersistentVolumeClaimSpec) bool {
 
 // raw is the request for one of the devices that containers make of a volume.
 func (f *finder) raw(name string) (device, request string) {
-	for _, c := range containersOf(f.template.Spec) {
+	for _, c := range f.template.containers() {
 		for _, d := range c.VolumeDevices {
 			if request, ok := f.byDevice[d.DevicePath]; ok && d.Name == name {
 				return d.DevicePath, request
@@ -381,7 +383,7 @@ func bytesOf(q resource.Quantity) (uint64, error) {
 // mounts follows a volume to the containers that mount it.
 func (f *finder) mounts(name string, readOnly bool) []policy.Mount {
 	var mounts []policy.Mount
-	for _, c := range containersOf(f.template.Spec) {
+	for _, c := range f.template.containers() {
 		for _, d := range c.VolumeDevices {
 			if d.Name == name {
 				f.refuse(errdefs.ErrInvalidArgument, "%s: volumeDevices %q: the volume is no block device", c.field, name)
@@ -431,7 +433,7 @@ func or(s, instead string) string {
 // devices follows a raw block volume to the containers that have its device.
 func (f *finder) devices(name, device string, q request, readOnly bool) []policy.Mount {
 	var mounts []policy.Mount
-	for _, c := range containersOf(f.template.Spec) {
+	for _, c := range f.template.containers() {
 		for _, m := range c.VolumeMounts {
 			if m.Name == name {
 				f.refuse(errdefs.ErrInvalidArgument, "%s: volumeMounts %q: the volume is a block device", c.field, name)
