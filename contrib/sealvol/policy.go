@@ -30,14 +30,15 @@ rest of the manifest stays byte for byte, and the same manifest always gives
 the same text. Without -o the file itself is overwritten.
 
 A volume is sealed if it is an ephemeral volumeClaimTemplate of the storage
-class coco-local-csi, or if the pod has an annotation for it:
+class coco-local-csi, or if an annotation asks for it:
 
   volume.sealvol.io/data: '{"device": "/dev/data", "mountPath": "/mnt/data", "mode": "ephemeral"}'
-                                   a raw block device (volumeDevices)
+                    on the pod: a raw block device (volumeDevices)
   volume.sealvol.io/scratch: '{"emptyDir": "scratch", "size": "10Gi"}'
-                                   an emptyDir
+                    on the pod: an emptyDir
   volume.sealvol.io/data: '{"mode": "ephemeral"}'
-                                   a claim whose data may go with the pod
+                    on a claim called data, or on the pod for its volume data:
+                    the claim outlives the pod, its data does not
 
 Examples:
   sealvol policy -f my-app.yaml                     # annotate it in place

@@ -133,6 +133,20 @@ func TestAManifestThatIsRefusedStaysAsItIs(t *testing.T) {
 	}
 }
 
+func TestOutputThatIsNoFileIsRefused(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if _, errs, status := tool(t, "", "-f", talk, "-o", dir); status != 1 || !strings.Contains(errs, "is no regular file") {
+		t.Errorf("status %d: %s", status, errs)
+	}
+	if _, errs, status := tool(t, "", "-f", talk, "-o", filepath.Join(dir, "absent", "out.yaml")); status != 1 || !strings.Contains(errs, "no such file") {
+		t.Errorf("status %d: %s", status, errs)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+		t.Errorf("a file was left behind: %v, %v", entries, err)
+	}
+}
+
 func TestFlagsSayWhatTheManifestDoesNot(t *testing.T) {
 	t.Parallel()
 	const text = `apiVersion: v1
