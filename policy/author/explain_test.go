@@ -96,8 +96,9 @@ func TestPoliciesAreFoundInEachForm(t *testing.T) {
 	}
 }
 
-func TestARequestIsJudgedAsTheGuestWould(t *testing.T) {
-	t.Parallel()
+// talksPod is the policy that the tool makes for a pod like the talk's, and the request by which Kata's runtime really makes its container.
+func talksPod(t *testing.T) (*policy.Policy, json.RawMessage) {
+	t.Helper()
 	result, err := Annotate(t.Context(), read(t, "testdata/manifests/pod-talk.yaml"), Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -110,7 +111,18 @@ func TestARequestIsJudgedAsTheGuestWould(t *testing.T) {
 	if err := json.Unmarshal(read(t, "testdata/recorded/pod-talk.json"), &record); err != nil {
 		t.Fatal(err)
 	}
-	request := record.Pods[0].Requests[2].Request
+	for _, r := range record.Pods[0].Requests {
+		if r.Container == "my-container" {
+			return p, r.Request
+		}
+	}
+	t.Fatal("the record has no container")
+	return nil, nil
+}
+
+func TestARequestIsJudgedAsTheGuestWould(t *testing.T) {
+	t.Parallel()
+	p, request := talksPod(t)
 	decision, err := Check(t.Context(), p, "CreateContainer", request, policy.State{})
 	if err != nil || decision.Container != "my-container" || len(decision.Attachments) != 1 {
 		t.Errorf("got %+v, %v", decision, err)
