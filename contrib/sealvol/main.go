@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 )
 
@@ -59,7 +60,9 @@ func run(ctx context.Context, args []string, commands []command, stdout, stderr 
 			fmt.Fprintf(stderr, "sealvol %s: %v; see sealvol %s --help\n", c.name, err, c.name)
 			return 2
 		default:
-			fmt.Fprintf(stderr, "sealvol %s: %v\n", c.name, err)
+			for line := range strings.Lines(err.Error()) { // one for each thing that is wrong
+				fmt.Fprintf(stderr, "sealvol %s: %s\n", c.name, strings.TrimSuffix(line, "\n"))
+			}
 			return 1
 		}
 	}

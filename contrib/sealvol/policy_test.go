@@ -120,12 +120,12 @@ func TestAManifestThatIsRefusedStaysAsItIs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text = bytes.Replace(text, []byte("spec:\n"), []byte("spec:\n  hostPID: true\n"), 1)
+	text = bytes.Replace(text, []byte("spec:\n"), []byte("spec:\n  hostPID: true\n  hostUsers: false\n"), 1)
 	if err := os.WriteFile(file, text, 0o640); err != nil {
 		t.Fatal(err)
 	}
 	_, errs, status := tool(t, "", "-f", file)
-	if status != 1 || !strings.Contains(errs, "spec.hostPID") {
+	if status != 1 || !strings.Contains(errs, "sealvol policy: Pod/my-app: spec.hostPID") || !strings.Contains(errs, "sealvol policy: Pod/my-app: spec.hostUsers") {
 		t.Errorf("status %d: %s", status, errs)
 	}
 	if after, err := os.ReadFile(file); err != nil || !bytes.Equal(after, text) {
