@@ -92,13 +92,14 @@ func allowSealedIn(container located, volumes []volume, pod map[string]policy.Vo
 				Destination: m.Path, Source: "^" + regexp.QuoteMeta(volumesDir+v.name) + "$", Type: "bind",
 				Options: bindOptions(pod[v.name].Options, m.ReadOnly),
 			}
-			if slices.ContainsFunc(c.OCI.Mounts, func(other katamount) bool {
-				return other.Destination == entry.Destination && other.Source == entry.Source && slices.Equal(other.Options, entry.Options)
+			// An entry of this source is from an earlier run, which also took the storage.
+			earlier := slices.DeleteFunc(slices.Clone(c.OCI.Mounts), func(m katamount) bool { return m.Source != entry.Source })
+			if !slices.ContainsFunc(earlier, func(m katamount) bool {
+				return m.Destination == entry.Destination && slices.Equal(m.Options, entry.Options)
 			}) {
-				continue // from an earlier run, which also took the storage
+				missing = append(missing, entry)
 			}
-			missing = append(missing, entry)
-			if v.emptyDir {
+			if v.emptyDir && len(earlier) == 0 {
 				storages++
 			}
 		}

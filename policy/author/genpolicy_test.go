@@ -148,6 +148,23 @@ func allowed(t *testing.T, text, input string) bool {
 	return results[0].Expressions[0].Value == true
 }
 
+// A sealed volume takes one storage out, however often its mount changes.
+func TestGenpolicysStoragesAreTakenOnce(t *testing.T) {
+	t.Parallel()
+	const block = `{"driver_options": ["create_filesystem"]}`
+	text := filled("[]", "["+block+", "+block+"]")
+	for _, readOnly := range []bool{false, true, false} {
+		volumes := []volume{{name: "v", emptyDir: true, mounts: []policy.Mount{{Container: "c", Path: "/v", ReadOnly: readOnly}}}}
+		var err error
+		if text, err = allowSealed(text, volumes, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !strings.Contains(text, `"storages": [`+block+"]") {
+		t.Errorf("one of two emptyDirs is not sealed:\n%s", text)
+	}
+}
+
 func TestPolicyDataOfOtherFormIsRefused(t *testing.T) {
 	t.Parallel()
 	for name, text := range map[string]string{
