@@ -156,6 +156,22 @@ demo: build/vmrun node-artefacts ## play the talk's session
 	@$(GO) build $(RELEASE) -o build/demo ./integration/demo
 	@$(NODE) build/demo $(CURDIR)
 
+# Guests that write down what they are asked. The policy tool's tests have it as data.
+TESTDATA := $(CURDIR)/policy/author/testdata
+
+build/record/record: always
+	@$(STEP) 'build/record/record' $(GO) build $(RELEASE) -o $@ ./integration/record
+
+build/record/agent: always
+	@$(STEP) 'build/record/agent' $(GO) build $(RELEASE) -o $@ ./integration/record/agent
+
+build/record/initrd.img: always build/mkimage build/kernel/vmlinux build/record/agent
+	@$(STEP) 'image of recording guests' build/mkimage guest -o $@ -service build/record/agent -agent build/record/agent -kernel '$(KATA_MODULES)'
+
+.PHONY: record
+record: build/vmrun node-artefacts build/record/record build/record/initrd.img ## record what reaches the guest for the policy tool's manifests; NAMES= for some
+	@KATA_INITRD=$(BUILD)/record/initrd.img $(NODE) -share $(TESTDATA)/recorded build/record/record $(CURDIR) $(TESTDATA)/manifests $(TESTDATA)/recorded $(NAMES)
+
 .PHONY: bench
 bench: bench-node bench-sealing ## measure, into build/bench.json
 	@build/bench/bench merge build/bench.json build/bench/node.json build/bench/sealing.json

@@ -1,7 +1,9 @@
-// Command sealvol is the tool of operators and pod authors. It runs on the node
-// and is not trusted by the guest; what it shows came through the host.
+// Command sealvol is the tool of operators and pod authors. On a node it shows
+// what is sealed, and what it shows came through the host. Where manifests are
+// written it makes and explains policies.
 //
-// It may import the guest's control API and nothing else of the project.
+// It may import the guest's control API, package policy and what is below it,
+// and nothing else of the project.
 package main
 
 import (
@@ -11,6 +13,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 )
 
@@ -23,7 +26,7 @@ type command struct {
 
 var errUsage = errors.New("usage")
 
-const about = `sealvol looks at sealed volumes of Kata pods.
+const about = `sealvol writes policies for Kata pods with sealed volumes, and looks at such pods.
 
 Usage: sealvol COMMAND [arguments]
 
@@ -33,7 +36,11 @@ Commands:
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	os.Exit(run(ctx, os.Args[1:], []command{{"inspect", inspectShort, newInspector().run}}, os.Stdout, os.Stderr))
+	commands := []command{
+		{"policy", policyShort, policyTool{os.Stdin, os.Stderr}.run},
+		{"inspect", inspectShort, newInspector().run},
+	}
+	os.Exit(run(ctx, os.Args[1:], commands, os.Stdout, os.Stderr))
 }
 
 // run returns the exit status: 0, 1 after an error, 2 after wrong usage.
@@ -53,7 +60,9 @@ func run(ctx context.Context, args []string, commands []command, stdout, stderr 
 			fmt.Fprintf(stderr, "sealvol %s: %v; see sealvol %s --help\n", c.name, err, c.name)
 			return 2
 		default:
-			fmt.Fprintf(stderr, "sealvol %s: %v\n", c.name, err)
+			for line := range strings.Lines(err.Error()) { // one for each thing that is wrong
+				fmt.Fprintf(stderr, "sealvol %s: %s\n", c.name, strings.TrimSuffix(line, "\n"))
+			}
 			return 1
 		}
 	}

@@ -6,7 +6,9 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"io"
+	"maps"
 	"os/exec"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -38,35 +40,35 @@ func Busybox() (*Tree, error) {
 	return tree, nil
 }
 
-// WriteImage writes the tree as a container image of one layer, in an archive as `ctr images import`
-// reads it: an OCI image layout (opencontainers/image-spec, image-layout.md). The reference is
-// complete, as in docker.io/library/busybox:latest.
-func (t *Tree) WriteImage(w io.Writer, reference string, command []string) error {
+// WriteImages writes container images of one layer, the tree, by reference, in an archive as `ctr images import` reads it: an OCI
+// image layout (opencontainers/image-spec, image-layout.md). A reference is complete, as in docker.io/library/busybox:latest.
+func (t *Tree) WriteImages(w io.Writer, images map[string]v1.ImageConfig) error {
 	var layer bytes.Buffer
 	if err := t.WriteTar(&layer); err != nil {
 		return err
 	}
 	archive := layout{tar: tar.NewWriter(w)}
 	layers := []v1.Descriptor{archive.blob(v1.MediaTypeImageLayer, layer.Bytes())}
-	config := archive.blob(v1.MediaTypeImageConfig, archive.json(v1.Image{
-		Platform: v1.Platform{Architecture: "amd64", OS: "linux"},
-		Config:   v1.ImageConfig{Env: []string{"PATH=/bin"}, Cmd: command},
-		RootFS:   v1.RootFS{Type: "layers", DiffIDs: []digest.Digest{layers[0].Digest}},
-	}))
-	manifest := archive.blob(v1.MediaTypeImageManifest, archive.json(v1.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2},
-		MediaType: v1.MediaTypeImageManifest,
-		Config:    config,
-		Layers:    layers,
-	}))
-	manifest.Annotations = map[string]string{
-		"io.containerd.image.name": reference,
-		v1.AnnotationRefName:       reference[strings.LastIndex(reference, ":")+1:],
+	index := v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}}
+	for _, reference := range slices.Sorted(maps.Keys(images)) {
+		config := archive.blob(v1.MediaTypeImageConfig, archive.json(v1.Image{
+			Platform: v1.Platform{Architecture: "amd64", OS: "linux"},
+			Config:   images[reference],
+			RootFS:   v1.RootFS{Type: "layers", DiffIDs: []digest.Digest{layers[0].Digest}},
+		}))
+		manifest := archive.blob(v1.MediaTypeImageManifest, archive.json(v1.Manifest{
+			Versioned: specs.Versioned{SchemaVersion: 2},
+			MediaType: v1.MediaTypeImageManifest,
+			Config:    config,
+			Layers:    layers,
+		}))
+		manifest.Annotations = map[string]string{
+			"io.containerd.image.name": reference,
+			v1.AnnotationRefName:       reference[strings.LastIndex(reference, ":")+1:],
+		}
+		index.Manifests = append(index.Manifests, manifest)
 	}
-	archive.file(v1.ImageIndexFile, archive.json(v1.Index{
-		Versioned: specs.Versioned{SchemaVersion: 2},
-		Manifests: []v1.Descriptor{manifest},
-	}))
+	archive.file(v1.ImageIndexFile, archive.json(index))
 	archive.file(v1.ImageLayoutFile, archive.json(v1.ImageLayout{Version: v1.ImageLayoutVersion}))
 	if archive.err != nil {
 		return archive.err

@@ -85,9 +85,11 @@ func TestCPIOUnpacksToTheTree(t *testing.T) {
 func TestSameTreeGivesTheSameBytes(t *testing.T) {
 	t.Parallel()
 	for name, write := range map[string]func(*Tree, io.Writer) error{
-		"cpio":  (*Tree).WriteCPIO,
-		"tar":   (*Tree).WriteTar,
-		"image": func(t *Tree, w io.Writer) error { return t.WriteImage(w, "local.test/a:1", []string{"sh"}) },
+		"cpio": (*Tree).WriteCPIO,
+		"tar":  (*Tree).WriteTar,
+		"image": func(t *Tree, w io.Writer) error {
+			return t.WriteImages(w, map[string]v1.ImageConfig{"local.test/a:1": {}, "local.test/b:1": {}})
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -133,7 +135,7 @@ func TestAddBringsLibraries(t *testing.T) {
 func TestImageIsComplete(t *testing.T) {
 	t.Parallel()
 	var archive bytes.Buffer
-	if err := sample().WriteImage(&archive, "local.test/sample:1", []string{"sleep", "infinity"}); err != nil {
+	if err := sample().WriteImages(&archive, map[string]v1.ImageConfig{"local.test/sample:1": {Cmd: []string{"sleep", "infinity"}}}); err != nil {
 		t.Fatal(err)
 	}
 	files := map[string][]byte{}

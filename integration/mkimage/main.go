@@ -16,6 +16,8 @@ import (
 	"os"
 	"strings"
 
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/sealvol/sealvol/integration/image"
 )
 
@@ -59,7 +61,9 @@ func run(args []string) error {
 		write = func(w io.Writer) error { return tree.WriteCPIO(w) }
 	case "container":
 		tree, err = image.Busybox()
-		write = func(w io.Writer) error { return tree.WriteImage(w, *ref, flags.Args()) }
+		write = func(w io.Writer) error {
+			return tree.WriteImages(w, map[string]v1.ImageConfig{*ref: {Env: []string{"PATH=/bin"}, Cmd: flags.Args()}})
+		}
 	default:
 		err = fmt.Errorf("%q: want guest or container", args[0])
 	}

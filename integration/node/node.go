@@ -74,11 +74,17 @@ func Start(ctx context.Context, root string, progress func(string)) (_ *Node, er
 	}
 	progress("loading images")
 	for _, image := range art.Images {
-		if _, err := n.run(ctx, art.Ctr, "-a", n.socket(), "-n", "k8s.io", "images", "import", "--local", "--snapshotter", "overlayfs", image); err != nil {
+		if err := n.Import(ctx, image); err != nil {
 			return nil, err
 		}
 	}
 	return n, nil
+}
+
+// Import gives containerd the images of an archive.
+func (n *Node) Import(ctx context.Context, archive string) error {
+	_, err := n.run(ctx, n.art.Ctr, "-a", n.Socket(), "-n", "k8s.io", "images", "import", "--local", "--snapshotter", "overlayfs", archive)
+	return err
 }
 
 // Stop ends what Start started. Pods are not its business: remove them first.
@@ -86,7 +92,11 @@ func (n *Node) Stop() error {
 	return errors.Join(n.plugin.stop(syscall.SIGTERM), n.containerd.stop(syscall.SIGTERM), n.syslog.stop(syscall.SIGTERM))
 }
 
-func (n *Node) socket() string { return filepath.Join(n.dir, "containerd.sock") }
+// Socket is where containerd serves the CRI.
+func (n *Node) Socket() string { return filepath.Join(n.dir, "containerd.sock") }
+
+// NRI is where containerd serves NRI.
+func (n *Node) NRI() string { return filepath.Join(n.dir, "nri.sock") }
 
 func (n *Node) writeConfig(root string) error {
 	contrib := filepath.Join(root, "contrib/containerd")
@@ -103,7 +113,7 @@ func (n *Node) writeConfig(root string) error {
 		filepath.Join(n.dir, "etc/containerd.toml"): n.containerdConfig(dropIn),
 		filepath.Join(n.dir, "etc/kata.toml"):       n.kataConfig(),
 		filepath.Join(n.dir, "etc/shim.toml"):       fmt.Sprintf("stock_shim = %q\n", n.art.KataShim),
-		filepath.Join(n.dir, "etc/crictl.yaml"):     fmt.Sprintf("runtime-endpoint: unix://%[1]s\nimage-endpoint: unix://%[1]s\ntimeout: 150\n", n.socket()),
+		filepath.Join(n.dir, "etc/crictl.yaml"):     fmt.Sprintf("runtime-endpoint: unix://%[1]s\nimage-endpoint: unix://%[1]s\ntimeout: 150\n", n.Socket()),
 	}
 	for path, text := range files {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -120,7 +130,7 @@ func (n *Node) StartContainerd(ctx context.Context) (err error) {
 		return err
 	}
 	return poll(ctx, "containerd to answer", func() bool {
-		_, err := n.run(ctx, n.art.Ctr, "-a", n.socket(), "version")
+		_, err := n.run(ctx, n.art.Ctr, "-a", n.Socket(), "version")
 		return err == nil && n.containerd.alive()
 	}, startLimit)
 }
@@ -130,7 +140,7 @@ func (n *Node) KillContainerd() error { return n.containerd.stop(syscall.SIGKILL
 
 // StartPlugin starts the NRI plugin and waits until containerd knows it.
 func (n *Node) StartPlugin(ctx context.Context) (err error) {
-	n.plugin, err = start(n.dir, "plugin", n.art.Plugin, "-socket", filepath.Join(n.dir, "nri.sock"))
+	n.plugin, err = start(n.dir, "plugin", n.art.Plugin, "-socket", n.NRI())
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,8 @@ type Pod struct {
 	Policy string
 	// Runtime is the runtime handler, "kata" if empty.
 	Runtime string
+	// SharedProcesses is Kubernetes' shareProcessNamespace.
+	SharedProcesses bool
 }
 
 // Container is one container of a Pod.
@@ -50,6 +52,7 @@ type Mount struct {
 // CRI's namespace modes. Kubernetes gives each container a process namespace
 // of its own unless the pod asks to share it.
 const (
+	pidOfPod       = 0
 	pidOfContainer = 1
 	networkOfNode  = 2
 )
@@ -66,6 +69,10 @@ func (p Pod) sandboxJSON(uid string) ([]byte, error) {
 	if p.Policy != "" {
 		annotations[policyAnnotation] = base64.StdEncoding.EncodeToString([]byte(p.Policy))
 	}
+	pid := pidOfContainer
+	if p.SharedProcesses {
+		pid = pidOfPod
+	}
 	return json.MarshalIndent(map[string]any{
 		"metadata":      map[string]any{"name": p.Name, "namespace": "default", "uid": uid, "attempt": 1},
 		"annotations":   annotations,
@@ -73,7 +80,7 @@ func (p Pod) sandboxJSON(uid string) ([]byte, error) {
 		"linux": map[string]any{
 			"cgroup_parent": "/sealvol",
 			"security_context": map[string]any{
-				"namespace_options": map[string]any{"network": networkOfNode, "pid": pidOfContainer},
+				"namespace_options": map[string]any{"network": networkOfNode, "pid": pid},
 			},
 		},
 	}, "", "  ")

@@ -289,7 +289,7 @@ func TestGuestRefusesAKernelCommandLineThatOpensTheAgent(t *testing.T) {
 // changes every container after sealvol's plugin has.
 func (s *scene) hostilePlugin(change func(*nri.ContainerAdjustment)) {
 	s.Helper()
-	stop, err := startHostilePlugin(s.ctx, filepath.Join(s.node.dir, "nri.sock"), change)
+	stop, err := startHostilePlugin(s.ctx, s.node.NRI(), change)
 	if err != nil {
 		s.Fatal(err)
 	}
