@@ -101,7 +101,7 @@ func TestAGuestShortOfMemoryKeepsDataAndSwapsNoSecrets(t *testing.T) {
 	swapDevice := device(t, swap)
 	run(t, "mkswap", swapDevice)
 	a := start(t)
-	disks := []int{attacked, second, beside, large, small} // of all sizes
+	disks := []int{attacked, second, beside, small, large} // of all sizes; the last kind, xfs, takes 64 MiB
 	for i, k := range kinds {
 		a.open(k.name, disks[i])
 	}
