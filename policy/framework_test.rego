@@ -11,15 +11,18 @@ test_below_takes_clean_paths_only if {
 	}
 }
 
-test_touches_is_on_above_or_below if {
-	every path in ["/", "/mnt", "/mnt/a", "/mnt/a/b"] {
-		sealvol.touches(path, "/mnt/a")
-		sealvol.touches("/mnt/a", path)
+test_clean_paths if {
+	every path in ["/a", "/a/b", "/a/..b", "/a/b.", "/...", "/a b"] {
+		sealvol.clean(path)
 	}
-	every path in ["/mnt/ab", "/mnt/b", "/m", "/mnt/a-b/c"] {
-		not sealvol.touches(path, "/mnt/a")
-		not sealvol.touches("/mnt/a", path)
+	every path in ["", "/", "a", "a/b", "/a/", "//a", "/a//b", "/.", "/..", "/a/./b", "/a/../b", "/a/..", "/a\u0000/b"] {
+		not sealvol.clean(path)
 	}
+}
+
+test_above_is_every_folder_on_the_way if {
+	sealvol.above("/a/b/c") == {"/a", "/a/b"}
+	sealvol.above("/a") == set()
 }
 
 test_exec_matches if {
