@@ -39,10 +39,12 @@ func newAuthor(module *ast.Module) (*author, error) {
 		}
 	}
 	a := &author{
-		compiler: ast.NewCompiler().WithCapabilities(capabilities()),
-		queries:  map[string]ast.Body{},
-		store:    inmem.New(),
-		turn:     make(chan struct{}, 1),
+		compiler: ast.NewCompiler().WithCapabilities(capabilities()).WithStageAfterID(ast.StageCheckRecursion, ast.CompilerStageDefinition{
+			Name: "CheckNesting", MetricName: "compile_stage_check_nesting", Stage: checkNesting,
+		}),
+		queries: map[string]ast.Body{},
+		store:   inmem.New(),
+		turn:    make(chan struct{}, 1),
 	}
 	if a.compiler.Compile(map[string]*ast.Module{"policy.rego": module}); a.compiler.Failed() {
 		return nil, fmt.Errorf("policy: %s: %w", oneLine(a.compiler.Errors), errdefs.ErrInvalidArgument)

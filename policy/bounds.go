@@ -205,3 +205,134 @@ func heapBytes() uint64 {
 	metrics.Read(sample)
 	return sample[0].Value.Uint64()
 }
+
+// checkNesting is a stage of the compilation, before types are checked. The type of [x, x] has the type of x twice, and written out, as
+// an error or a comparison does, a chain of sixty of them is longer than any memory: the text must not nest its own values so.
+func checkNesting(compiler *ast.Compiler) *ast.Error {
+	n := nesting{rules: map[string][]*ast.Rule{}, sizes: map[string]int{}}
+	for _, module := range compiler.Modules {
+		for _, rule := range module.Rules {
+			name := ruleName(rule.Ref())
+			n.rules[name] = append(n.rules[name], rule)
+		}
+	}
+	for name := range n.rules {
+		if n.rule(name) >= maxOperands {
+			return ast.NewError(ast.CompileErr, n.rules[name][0].Location, "%s nests its own values too often", name)
+		}
+	}
+	return nil
+}
+
+// ruleName is the name of a rule of the text, from a reference such as data.agent_policy.NAME.
+func ruleName(ref ast.Ref) string {
+	if len(ref) < 3 || !ref[0].Equal(ast.DefaultRootDocument) {
+		return ""
+	}
+	name, _ := ref[2].Value.(ast.String)
+	return string(name)
+}
+
+// nesting has for each rule how many values its value has when it is written out, up to maxOperands.
+type nesting struct {
+	rules map[string][]*ast.Rule
+	sizes map[string]int
+}
+
+// rule is the size of all rules of a name, or of what they use on the way if that is too large. The compiler has refused recursion before.
+func (n nesting) rule(name string) int {
+	if size, ok := n.sizes[name]; ok {
+		return size
+	}
+	n.sizes[name] = maxOperands // should it come back to itself
+	sum := 0
+	for _, r := range n.rules[name] {
+		for ; r != nil; r = r.Else {
+			vars := map[ast.Var]int{}
+			if n.body(r.Body, vars) >= maxOperands {
+				sum = maxOperands
+			}
+			for _, t := range []*ast.Term{r.Head.Key, r.Head.Value} {
+				if t != nil {
+					sum = min(sum+n.term(t, vars), maxOperands)
+				}
+			}
+		}
+	}
+	n.sizes[name] = sum
+	return sum
+}
+
+// body notes the sizes of what a body gives its variables and returns the largest that it meets. Its expressions are in an order in
+// which each has what it needs. What a built-in function returns has a type of one piece.
+func (n nesting) body(body ast.Body, vars map[ast.Var]int) (largest int) {
+	bind := func(t *ast.Term, size int) {
+		largest = max(largest, size)
+		ast.WalkVars(t, func(v ast.Var) bool {
+			if _, bound := vars[v]; !bound {
+				vars[v] = size
+			}
+			return false
+		})
+	}
+	for _, e := range body {
+		switch terms := e.Terms.(type) {
+		case *ast.Term:
+			largest = max(largest, n.term(terms, vars))
+		case *ast.Every:
+			size := n.term(terms.Domain, vars)
+			if terms.Key != nil {
+				bind(terms.Key, size)
+			}
+			bind(terms.Value, size)
+			largest = max(largest, n.body(terms.Body, vars))
+		case []*ast.Term:
+			if e.IsEquality() {
+				left, right := n.term(terms[1], vars), n.term(terms[2], vars)
+				bind(terms[1], right)
+				bind(terms[2], left)
+				continue
+			}
+			size := 1
+			if name := ruleName(e.Operator()); name != "" {
+				size = n.rule(name)
+			}
+			for _, t := range terms[1:] {
+				largest = max(largest, n.term(t, vars))
+				bind(t, size)
+			}
+		}
+	}
+	return largest
+}
+
+func (n nesting) term(t *ast.Term, vars map[ast.Var]int) int {
+	size := 1
+	add := func(t *ast.Term) { size = min(size+n.term(t, vars), maxOperands) }
+	switch v := t.Value.(type) {
+	case ast.Var:
+		size = max(vars[v], 1)
+	case ast.Ref:
+		if name := ruleName(v); name != "" {
+			return n.rule(name)
+		}
+		add(v[0])
+	case *ast.Array:
+		v.Foreach(add)
+	case ast.Object:
+		v.Foreach(func(key, value *ast.Term) { add(key); add(value) })
+	case ast.Set:
+		v.Foreach(add)
+	case *ast.ArrayComprehension:
+		size = n.body(v.Body, vars)
+		add(v.Term)
+	case *ast.SetComprehension:
+		size = n.body(v.Body, vars)
+		add(v.Term)
+	case *ast.ObjectComprehension:
+		size = n.body(v.Body, vars)
+		add(v.Key)
+		add(v.Value)
+	}
+	return size
+}

@@ -58,16 +58,12 @@ func Load(ctx context.Context, text []byte) (*Policy, error) {
 	if len(text) > MaxText {
 		return nil, fmt.Errorf("policy: text of %d bytes is longer than %d: %w", len(text), MaxText, errdefs.ErrInvalidArgument)
 	}
-	module, err := parseModule(string(text))
-	if err != nil {
-		return nil, err
-	}
-	author, err := newAuthor(module)
-	if err != nil {
-		return nil, err
-	}
 	ctx, cancel := context.WithTimeout(ctx, evalLimit)
 	defer cancel()
+	module, author, err := compile(ctx, string(text))
+	if err != nil {
+		return nil, err
+	}
 	digest := sha256.Sum256(text)
 	p := &Policy{text: slices.Clone(text), digest: hex.EncodeToString(digest[:]), document: ast.NullTerm(), rules: map[string]bool{}}
 	for _, rule := range module.Rules {
@@ -97,6 +93,31 @@ func Load(ctx context.Context, text []byte) (*Policy, error) {
 		return nil, err
 	}
 	return p, nil
+}
+
+// compile parses and compiles a text. Neither can be cancelled: one that ctx ends before goes on for a while, and nobody waits for it.
+func compile(ctx context.Context, text string) (*ast.Module, *author, error) {
+	type answer struct {
+		module *ast.Module
+		author *author
+		err    error
+	}
+	answers := make(chan answer, 1)
+	go func() { // ends with the text
+		module, err := parseModule(text)
+		if err != nil {
+			answers <- answer{err: err}
+			return
+		}
+		author, err := newAuthor(module)
+		answers <- answer{module, author, err}
+	}()
+	select {
+	case got := <-answers:
+		return got.module, got.author, got.err
+	case <-ctx.Done():
+		return nil, nil, fmt.Errorf("policy: reading the text: %w: %w", ctx.Err(), errdefs.ErrInvalidArgument)
+	}
 }
 
 func parseModule(text string) (*ast.Module, error) {
