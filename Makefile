@@ -155,8 +155,8 @@ demo: build/vmrun node-artefacts ## play the talk's session
 	@$(NODE) build/demo $(CURDIR)
 
 .PHONY: bench
-bench: bench-node bench-sealing ## measure, into build/bench.json
-	@build/bench/bench merge build/bench.json build/bench/node.json build/bench/sealing.json
+bench: bench-node bench-sealing bench-policy ## measure, into build/bench.json
+	@build/bench/bench merge build/bench.json build/bench/node.json build/bench/sealing.json build/bench/policy.json
 
 .PHONY: bench-node
 bench-node: build/vmrun node-artefacts build/bench/bench ## measure a node
@@ -168,6 +168,10 @@ bench-node: build/vmrun node-artefacts build/bench/bench ## measure a node
 bench-sealing: build/vmrun build/kernel/vmlinux build/bench/bench build/testbed ## compare sealed volumes with CDH's, dm-crypt and the bare disk
 	@$(BUILD)/vmrun -memory 6144 -timeout 30m -disk 1G -disk 10G -disk 100G -share $(BUILD)/bench \
 		build/bench/bench sealing build/testbed $(BUILD)/bench/sealing.json
+
+.PHONY: bench-policy
+bench-policy: build/bench/bench ## measure SetPolicy and decisions at 1, 10 and 100 volumes, and the evaluator's memory
+	@build/bench/bench policy $(BUILD)/bench/policy.json
 
 build/bench/bench: always
 	@$(GO) build $(RELEASE) -o $@ ./integration/bench

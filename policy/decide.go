@@ -10,10 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/rego"
-	"github.com/open-policy-agent/opa/v1/util"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 // State is what the guest knows about the pod while it judges a request.
@@ -191,41 +188,16 @@ func (v verdict) denial(rpc string) *Denial {
 	return d
 }
 
-// maxBytes bounds a bytes field of what the framework sees: no rule looks at what is copied or typed, and a link's target, which one
-// does look at, is no longer than a path.
-const maxBytes = 4096
-
 // input is what the framework and the author's rules see.
 func (p *Policy) input(rpc string, req proto.Message, state State) (ast.Value, error) {
-	text, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(withoutPayload(req))
-	if err != nil {
-		return nil, err
-	}
-	var request any
-	if err := util.UnmarshalJSON(text, &request); err != nil {
-		return nil, err
-	}
-	value, err := ast.InterfaceToValue(request)
+	request, err := messageTerm(req.ProtoReflect())
 	if err != nil {
 		return nil, err
 	}
 	return ast.NewObject(
 		ast.Item(ast.StringTerm("rpc"), ast.StringTerm(rpc)),
-		ast.Item(ast.StringTerm("request"), ast.NewTerm(value)),
+		ast.Item(ast.StringTerm("request"), request),
 		ast.Item(ast.StringTerm("state"), state.value()),
 		ast.Item(ast.StringTerm("pod"), p.document),
 	), nil
-}
-
-// withoutPayload is a message without its long bytes fields. It shares the others with req.
-func withoutPayload(req proto.Message) proto.Message {
-	m := req.ProtoReflect()
-	short := m.New()
-	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		if f.Kind() != protoreflect.BytesKind || f.Cardinality() == protoreflect.Repeated || len(v.Bytes()) <= maxBytes {
-			short.Set(f, v)
-		}
-		return true
-	})
-	return short.Interface()
 }

@@ -72,12 +72,12 @@ sealed_pod := {
 	"CopyFile": [],
 	"CreateSandbox": [],
 	"CreateContainer": [
-		"container_type", "annotations", "container_declared", "container_live", "args", "image", "working_directory", "device_nodes",
-		"device_cgroup", "mount_paths", "volume_shadowed", "masked_paths", "volume_storage", "storages", "device_twice", "device_bound",
+		"container_type", "annotations", "container_declared", "container_live", "args", "image", "working_directory", "core_dumps",
+		"device_nodes", "device_cgroup", "mount_paths", "volume_shadowed", "masked_paths", "volume_storage", "storages", "device_twice", "device_bound",
 		"device_kind", "device_size", "storage_place", "volume_missing", "mounts", "mounts_missing", "capabilities", "seccomp", "labels",
 		"id_mappings", "sysctl", "propagation", "pid_namespace",
 	],
-	"ExecProcess": ["exec_container", "exec", "working_directory", "capabilities", "labels"],
+	"ExecProcess": ["exec_container", "exec", "working_directory", "core_dumps", "capabilities", "labels"],
 	"GetVolumeStats": [],
 	"UpdateContainer": [],
 	"UpdateEphemeralMounts": [],
@@ -107,6 +107,7 @@ reasons := {
 	"copy_link": "the link would lead to {}, out of its folder; remove it from the pod's volume",
 	"copy_path": "the path {} is not a clean one in Kata's share; the runtime must not change it",
 	"copy_share": "files are not copied where the host serves the share; turn virtio-fs or 9p off for that",
+	"core_dumps": "it sets the limit {}, which lets it leave its memory in a file or is not known; leave it out",
 	"device_bound": "device {} is another volume's, or the volume has another one; plug each volume's own device in again",
 	"device_cgroup": "it asks for access to devices; do not run it privileged",
 	"device_kind": "device {} is not one plain disk that can be written; see that plugin and shim run on the node",
@@ -158,13 +159,15 @@ culprits.annotations := [k | some k, _ in spec.Annotations; not annotation_known
 
 culprits.args := [concat(" ", spec.Process.Args)]
 
-culprits.capabilities := [c | some c in capabilities; not capability_default(c)]
+culprits.capabilities := [c | some c in other_capabilities]
 
 culprits.cgroup := [spec.Linux.CgroupsPath]
 
 culprits.copy_link := [base64.decode(request.data)]
 
 culprits.copy_path := [request.path]
+
+culprits.core_dumps := [limit.Type | some limit in process.Rlimits; not limit_fine(limit)]
 
 culprits.device_bound := [request.storages[a.storage].source | some a in attachments; not device_own(a)]
 
@@ -214,12 +217,12 @@ culprits.volume_missing := [concat(" at ", [v.volume, v.path]) | some v in volum
 
 culprits.volume_path := [request.volume_guest_path]
 
-culprits.volume_shadowed := [m.destination | some m in spec.Mounts; not mount_clear(m.destination)]
+culprits.volume_shadowed := [m.destination | some m in spec.Mounts; not mount_clear([m.destination])]
 
 culprits.volume_storage := [concat(" at ", [v.volume, v.path]) |
-	some m in spec.Mounts
-	v := volume_at[m.destination]
-	not volume_mount(m)
+	some i in volume_mounts
+	v := volume_at[spec.Mounts[i].destination]
+	not volume_mount(spec.Mounts[i])
 ]
 
 culprits.working_directory := [process.Cwd]
@@ -275,10 +278,9 @@ holds.annotations if {
 	}
 }
 
-annotation_known(key) if {
-	some prefix in ["io.kubernetes.cri.", "io.kubernetes.container.", "io.katacontainers.", "io.containerd.", "nerdctl/"]
-	startswith(key, prefix)
-}
+annotation_known(key) if strings.any_prefix_match(key, known_annotations)
+
+known_annotations := ["io.kubernetes.cri.", "io.kubernetes.container.", "io.katacontainers.", "io.containerd.", "nerdctl/"]
 
 holds.container_declared if {
 	workload
@@ -376,21 +378,19 @@ exec_matches(argv, args) if {
 default_capabilities := {
 	"AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE", "NET_RAW", "SETFCAP", "SETGID",
 	"SETPCAP", "SETUID", "SYS_CHROOT",
+	"CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_MKNOD", "CAP_NET_BIND_SERVICE",
+	"CAP_NET_RAW", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_CHROOT",
 }
-
-capability_default(c) if trim_prefix(c, "CAP_") in default_capabilities
 
 process := spec.Process if input.rpc == "CreateContainer"
 
 process := request.process if input.rpc == "ExecProcess"
 
-capabilities := [c | is_object(process.Capabilities); some set in process.Capabilities; some c in set]
+other_capabilities := {c | c := process.Capabilities[_][_]} - default_capabilities
 
 holds.capabilities if {
 	is_object(process.Capabilities)
-	every c in capabilities {
-		capability_default(c)
-	}
+	count(other_capabilities) == 0
 }
 
 holds.capabilities if {
@@ -406,6 +406,27 @@ holds.labels if {
 	every label in labels {
 		label == ""
 	}
+}
+
+# A container that crashes must not leave its memory in a file, which can be the host's.
+holds.core_dumps if {
+	is_object(process)
+	every limit in process.Rlimits {
+		limit_fine(limit)
+	}
+}
+
+limit_fine(limit) if limit.Type in other_limits
+
+limit_fine(limit) if {
+	limit.Type == "RLIMIT_CORE"
+	limit.Hard == "0"
+	limit.Soft == "0"
+}
+
+other_limits := {
+	"RLIMIT_AS", "RLIMIT_CPU", "RLIMIT_DATA", "RLIMIT_FSIZE", "RLIMIT_LOCKS", "RLIMIT_MEMLOCK", "RLIMIT_MSGQUEUE", "RLIMIT_NICE",
+	"RLIMIT_NOFILE", "RLIMIT_NPROC", "RLIMIT_RSS", "RLIMIT_RTPRIO", "RLIMIT_RTTIME", "RLIMIT_SIGPENDING", "RLIMIT_STACK",
 }
 
 # A folder of /proc can be another process's root, or what the agent has open.
@@ -621,11 +642,9 @@ bind_options := {"bind", "rbind", "private", "rprivate", "ro", "rro", "rw", "nos
 
 bind(m) if {
 	m.type == "bind"
-	some option in m.options
-	option in ["bind", "rbind"]
-	every o in m.options {
-		o in bind_options
-	}
+	options := {o | some o in m.options}
+	count(options & {"bind", "rbind"}) > 0
+	count(options - bind_options) == 0
 }
 
 mount_sealed(m) if {
@@ -643,10 +662,7 @@ mount_sealed(m) if mount_shm(m)
 mount_sealed(m) if {
 	m.destination in host_files
 	bind(m)
-	some folder in ["", "passthrough/"]
-	prefix := concat("", [share, folder])
-	below(m.source, prefix)
-	count(split(trim_prefix(m.source, prefix), "/")) == 1
+	regex.match(`^/run/kata-containers/shared/containers/(passthrough/)?[A-Za-z0-9][^/\x00]*$`, m.source)
 }
 
 mount_sealed(m) if volume_mount(m)
@@ -677,11 +693,13 @@ mount_there(_, fixed) if not fixed.always
 
 mount_there(path, _) if path in destinations
 
-# Only where every path is clean do two texts name one place when they are equal, and one above the other when they begin alike.
+# Only where every path is clean do two texts name one place when they are equal, and one above the other when they begin alike. All are
+# looked at in one text, a line each; one with a newline in it is two lines, of which each must be clean.
 holds.mount_paths if {
-	every m in spec.Mounts {
-		clean(m.destination)
-	}
+	is_array(spec.Mounts)
+	text := concat("", [line | some m in spec.Mounts; line := concat("", [m.destination, "\n"])])
+	regex.match(`^((/[^/\x00\n]+)+\n)*$`, text)
+	not regex.match(`/\.\.?[/\n]`, text)
 }
 
 # path is absolute, not the root, and has no empty component, "." or "..", nor a NUL, where the kernel would end it.
@@ -693,6 +711,7 @@ clean(path) if {
 # path is prefix and more, in clean components. prefix ends in "/".
 below(path, prefix) if {
 	startswith(path, prefix)
+	not contains(path, "\u0000")
 	every part in split(trim_prefix(path, prefix), "/") {
 		not part in ["", ".", ".."]
 	}
@@ -701,13 +720,6 @@ below(path, prefix) if {
 below_any(path, prefixes) if {
 	some prefix in prefixes
 	below(path, prefix)
-}
-
-# The folders on the way to a clean path, but for the root.
-above(path) := {concat("/", array.slice(parts, 0, i)) |
-	parts := split(path, "/")
-	some i, _ in parts
-	i > 1
 }
 
 # The paths at which the agent hides what is there, or makes it read-only, after the mounts.
@@ -737,24 +749,23 @@ holds.volume_missing if {
 	}
 }
 
-# No other mount on, above or below a volume's path, wherever in the list it stands. Two at one path fail count.
+# The container's mounts that are at a volume's path.
+volume_mounts := [i | some i, m in spec.Mounts; volume_at[m.destination]]
+
+# No other mount on, above or below a volume's path, wherever in the list it stands.
 holds.volume_shadowed if {
-	every m in spec.Mounts {
-		mount_clear(m.destination)
-	}
-	at_volumes := [m.destination | some m in spec.Mounts; volume_at[m.destination]]
-	count(at_volumes) == count({path | some path in at_volumes})
+	count(volume_mounts) == count({spec.Mounts[i].destination | some i in volume_mounts})
+	mount_clear(destinations)
+	is_array(spec.Mounts)
 }
 
-# Paths of the volumes and folders on the way to them.
-above_volumes := {folder | some v in volumes; some folder in above(v.path)}
-
-mount_clear(destination) if {
-	not destination in above_volumes
-	every folder in above(destination) {
-		not volume_at[folder]
-	}
+# None of the clean paths is below a volume's, or above it.
+mount_clear(paths) if {
+	not strings.any_prefix_match(paths, folders(object.keys(volume_at)))
+	not strings.any_prefix_match(object.keys(volume_at), folders(paths))
 }
+
+folders(paths) := {concat("", [path, "/"]) | some path in paths}
 
 # The mount of a volume: at its path, a bind of exactly one storage. Which options it has is the policy's to say; the gate writes them.
 volume_mount(m) if {
@@ -771,14 +782,11 @@ storage_at := {s.mount_point: i | some i, s in request.storages} if {
 }
 
 holds.volume_storage if {
-	every m in spec.Mounts {
-		volume_mount_fine(m)
+	is_array(spec.Mounts)
+	every i in volume_mounts {
+		volume_mount(spec.Mounts[i])
 	}
 }
-
-volume_mount_fine(m) if not volume_at[m.destination]
-
-volume_mount_fine(m) if volume_mount(m)
 
 # A virtio-blk device by its PCI path, with nothing that the agent would do with it. Its file system and options are the host's words:
 # the gate drops the storage and goes by the policy.
@@ -795,7 +803,7 @@ storage_volume(s) if {
 	s.mount_point in mounted_storages
 }
 
-mounted_storages := {m.source | some m in spec.Mounts; volume_mount(m)}
+mounted_storages := {m.source | some i in volume_mounts; m := spec.Mounts[i]; volume_mount(m)}
 
 holds.storages if {
 	every s in request.storages {
@@ -810,7 +818,8 @@ holds.device_twice if {
 }
 
 attachments := [{"volume": v.volume, "mount": i, "storage": storage_at[m.source], "read_only": v.read_only} |
-	some i, m in spec.Mounts
+	some i in volume_mounts
+	m := spec.Mounts[i]
 	v := volume_at[m.destination]
 ]
 

@@ -20,9 +20,14 @@ test_clean_paths if {
 	}
 }
 
-test_above_is_every_folder_on_the_way if {
-	sealvol.above("/a/b/c") == {"/a", "/a/b"}
-	sealvol.above("/a") == set()
+test_mounts_are_clear_on_above_and_below if {
+	volumes := {"/mnt/a": {}, "/data": {}}
+	every path in ["/mnt", "/mnt/a/b", "/mnt/a/b/c", "/data/x"] {
+		not sealvol.mount_clear({"/x", path}) with sealvol.volume_at as volumes
+	}
+	sealvol.mount_clear({"/mnt/ab", "/mnt/b", "/m", "/mnt/a-b/c", "/mnt/a", "/dat", "/x/mnt/a"}) with sealvol.volume_at as volumes
+	sealvol.mount_clear(set()) with sealvol.volume_at as volumes
+	sealvol.mount_clear({"/x"}) with sealvol.volume_at as {}
 }
 
 test_exec_matches if {
@@ -38,11 +43,12 @@ test_exec_matches if {
 }
 
 test_capabilities_with_and_without_prefix if {
-	sealvol.capability_default("CAP_CHOWN")
-	sealvol.capability_default("CHOWN")
-	not sealvol.capability_default("CAP_SYS_ADMIN")
-	not sealvol.capability_default("CAP_CAP_CHOWN")
-	not sealvol.capability_default("chown")
+	every c in ["CAP_CHOWN", "CHOWN"] {
+		c in sealvol.default_capabilities
+	}
+	every c in ["CAP_SYS_ADMIN", "CAP_CAP_CHOWN", "chown", "CAP_", ""] {
+		not c in sealvol.default_capabilities
+	}
 }
 
 # Without input nothing holds, so each request is denied whatever its name.
