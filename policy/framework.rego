@@ -191,7 +191,7 @@ culprits.masked_paths := [path | some path in masked; not below_any(path, ["/pro
 
 culprits.mount_paths := [m.destination | some m in spec.Mounts; not clean(m.destination)]
 
-culprits.mounts := [m.destination | some m in spec.Mounts; not mount_sealed(m)]
+culprits.mounts := [m.destination | some i, m in spec.Mounts; not mount_fine(i, m)]
 
 culprits.mounts_missing := [path | some path, fixed in fixed_mounts; fixed.always; not path in destinations]
 
@@ -222,7 +222,7 @@ culprits.volume_shadowed := [m.destination | some m in spec.Mounts; not mount_cl
 culprits.volume_storage := [concat(" at ", [v.volume, v.path]) |
 	some i in volume_mounts
 	v := volume_at[spec.Mounts[i].destination]
-	not volume_mount(spec.Mounts[i])
+	not i in sealed_mounts
 ]
 
 culprits.working_directory := [process.Cwd]
@@ -665,8 +665,6 @@ mount_sealed(m) if {
 	regex.match(`^/run/kata-containers/shared/containers/(passthrough/)?[A-Za-z0-9][^/\x00]*$`, m.source)
 }
 
-mount_sealed(m) if volume_mount(m)
-
 # The pod's shared memory, which CreateSandbox made.
 mount_shm(m) if {
 	m.destination == "/dev/shm"
@@ -675,10 +673,17 @@ mount_shm(m) if {
 }
 
 holds.mounts if {
-	every m in spec.Mounts {
-		mount_sealed(m)
+	every i, m in spec.Mounts {
+		mount_fine(i, m)
 	}
 	count(spec.Mounts) == count(destinations)
+}
+
+mount_fine(i, _) if i in sealed_mounts
+
+mount_fine(i, m) if {
+	not i in sealed_mounts
+	mount_sealed(m)
 }
 
 destinations := {m.destination | some m in spec.Mounts}
@@ -697,9 +702,9 @@ mount_there(path, _) if path in destinations
 # looked at in one text, a line each; one with a newline in it is two lines, of which each must be clean.
 holds.mount_paths if {
 	is_array(spec.Mounts)
-	text := concat("", [line | some m in spec.Mounts; line := concat("", [m.destination, "\n"])])
-	regex.match(`^((/[^/\x00\n]+)+\n)*$`, text)
-	not regex.match(`/\.\.?[/\n]`, text)
+	text := concat("\n", [m.destination | some m in spec.Mounts])
+	regex.match(`^(/[^/\x00\n]+)+(\n(/[^/\x00\n]+)+)*$`, text)
+	not regex.match(`/\.\.?([/\n]|$)`, text)
 }
 
 # path is absolute, not the root, and has no empty component, "." or "..", nor a NUL, where the kernel would end it.
@@ -783,10 +788,10 @@ storage_at := {s.mount_point: i | some i, s in request.storages} if {
 
 holds.volume_storage if {
 	is_array(spec.Mounts)
-	every i in volume_mounts {
-		volume_mount(spec.Mounts[i])
-	}
+	count(sealed_mounts) == count(volume_mounts)
 }
+
+sealed_mounts := {i | some i in volume_mounts; volume_mount(spec.Mounts[i])}
 
 # A virtio-blk device by its PCI path, with nothing that the agent would do with it. Its file system and options are the host's words:
 # the gate drops the storage and goes by the policy.
@@ -798,12 +803,10 @@ storage_device(s) if {
 	s.fs_group == null
 }
 
-storage_volume(s) if {
-	storage_device(s)
-	s.mount_point in mounted_storages
-}
+# Where storages have a mount point in common, none is mounted (storage_at).
+storage_volume(s) if s.mount_point in mounted_storages
 
-mounted_storages := {m.source | some i in volume_mounts; m := spec.Mounts[i]; volume_mount(m)}
+mounted_storages := {spec.Mounts[i].source | some i in sealed_mounts}
 
 holds.storages if {
 	every s in request.storages {
@@ -839,8 +842,10 @@ device_own(a) if input.state.volumes[a.volume] == request.storages[a.storage].so
 
 device_own(a) if {
 	not input.state.volumes[a.volume]
-	not request.storages[a.storage].source in {source | some source in input.state.volumes}
+	not request.storages[a.storage].source in bound_devices
 }
+
+bound_devices := {source | some source in input.state.volumes}
 
 # A device that the guest does not see yet is judged when it comes, by the same data: guest/internal/volume waits for it.
 holds.device_kind if {
@@ -876,10 +881,11 @@ holds.storage_place if {
 
 storage_own(a, s) if {
 	object.get(input.state.paths, s.mount_point, a.volume) == a.volume
-	every place in [spec.Root.Path, trim_right(share, "/"), "/run/kata-containers/sandbox/shm"] {
-		s.mount_point != place
-	}
+	taken := taken_places
+	not s.mount_point in taken
 }
+
+taken_places := {spec.Root.Path, trim_right(share, "/"), "/run/kata-containers/sandbox/shm"}
 
 # The path by which the host knows a volume, from a container that has it.
 holds.volume_path if input.state.paths[request.volume_guest_path]
