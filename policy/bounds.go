@@ -77,7 +77,7 @@ func checkCall(name string, operands []*ast.Term) (err error) {
 	}
 	switch name {
 	case "replace", "strings.replace_n", "regex.replace":
-		// Each byte of the text may become one of the replacements, which no operand says better than all operands together.
+		// Each byte of the text may become one of the replacements, of which none is longer than all of them.
 		text, replacement := operands[0].Value, operands[len(operands)-1].Value
 		if name == "strings.replace_n" {
 			text, replacement = replacement, text

@@ -4,7 +4,9 @@
 //
 // Everything is denied that the table of methods does not pass. What the gate judges itself
 // is protocol: who may call, in which order, how often, with which ids, through which paths.
-// What a pod may run and which volumes its containers have is judged by the pod's policy.
+// What a pod may run and which volumes its containers have is judged by the pod's policy, which
+// also knows each method that passes by its name; only what ends containers and sandbox is not
+// asked of it.
 //
 // State belongs to the sandbox, never to a connection: the host may drop a connection at
 // any moment and come back on another, and finds the sandbox where it was.
