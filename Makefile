@@ -173,8 +173,8 @@ record: build/vmrun node-artefacts build/record/record build/record/initrd.img #
 	@KATA_INITRD=$(BUILD)/record/initrd.img $(NODE) -share $(TESTDATA)/recorded build/record/record $(CURDIR) $(TESTDATA)/manifests $(TESTDATA)/recorded $(NAMES)
 
 .PHONY: bench
-bench: bench-node bench-sealing ## measure, into build/bench.json
-	@build/bench/bench merge build/bench.json build/bench/node.json build/bench/sealing.json
+bench: bench-node bench-sealing bench-policy ## measure, into build/bench.json
+	@build/bench/bench merge build/bench.json build/bench/node.json build/bench/sealing.json build/bench/policy.json
 
 .PHONY: bench-node
 bench-node: build/vmrun node-artefacts build/bench/bench ## measure a node
@@ -186,6 +186,10 @@ bench-node: build/vmrun node-artefacts build/bench/bench ## measure a node
 bench-sealing: build/vmrun build/kernel/vmlinux build/bench/bench build/testbed ## compare sealed volumes with CDH's, dm-crypt and the bare disk
 	@$(BUILD)/vmrun -memory 6144 -timeout 30m -disk 1G -disk 10G -disk 100G -share $(BUILD)/bench \
 		build/bench/bench sealing build/testbed $(BUILD)/bench/sealing.json
+
+.PHONY: bench-policy
+bench-policy: build/bench/bench ## measure SetPolicy and decisions at 1, 10 and 100 volumes, and the evaluator's memory
+	@build/bench/bench policy $(BUILD)/bench/policy.json
 
 build/bench/bench: always
 	@$(GO) build $(RELEASE) -o $@ ./integration/bench

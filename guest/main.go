@@ -26,6 +26,7 @@ import (
 	"github.com/sealvol/sealvol/guest/internal/gate"
 	"github.com/sealvol/sealvol/guest/internal/hostvsock"
 	"github.com/sealvol/sealvol/guest/internal/mountns"
+	"github.com/sealvol/sealvol/guest/internal/pci"
 	"github.com/sealvol/sealvol/guest/internal/volume"
 	"github.com/sealvol/sealvol/policy"
 )
@@ -126,6 +127,7 @@ func serve() (err error) {
 		Default:    fallback,
 		Volumes:    volumes,
 		Namespaces: mountns.Processes{Proc: "/proc", Shared: []string{agentRun + "/shared/containers", agentRun + "/sandbox/shm"}},
+		Disk:       func(path pci.Path) (pci.Device, error) { return pci.Find("/sys", path) },
 		Inspect:    func() error { return inspect(declared) },
 		Run:        agentRun,
 	})

@@ -10,8 +10,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/rego"
-	"github.com/open-policy-agent/opa/v1/util"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -19,6 +17,48 @@ import (
 type State struct {
 	// Containers maps the id of each live container to its name in the policy; "" is the sandbox container.
 	Containers map[string]string `json:"containers"`
+	// Volumes maps each volume that has a device at present to the device's PCI path.
+	Volumes map[string]string `json:"volumes"`
+	// Devices are the disks that the guest sees at the PCI paths of the request; one that has not come yet is not here.
+	Devices map[string]Device `json:"devices"`
+	// Paths maps the mount points by which the host knows volumes to their names.
+	Paths map[string]string `json:"paths"`
+	// Shared says that the sandbox has a file system that the host serves.
+	Shared bool `json:"shared"`
+}
+
+// Device is a disk as the guest sees it.
+type Device struct {
+	Plain    bool   `json:"plain"` // it is one virtio-blk disk and nothing else
+	ReadOnly bool   `json:"read_only"`
+	Bytes    uint64 `json:"bytes"`
+}
+
+// value is the state as the framework sees it.
+func (s State) value() *ast.Term {
+	devices := ast.NewObject()
+	for path, d := range s.Devices {
+		devices.Insert(ast.StringTerm(path), ast.ObjectTerm(
+			ast.Item(ast.StringTerm("plain"), ast.BooleanTerm(d.Plain)),
+			ast.Item(ast.StringTerm("read_only"), ast.BooleanTerm(d.ReadOnly)),
+			ast.Item(ast.StringTerm("bytes"), ast.UIntNumberTerm(d.Bytes)),
+		))
+	}
+	return ast.ObjectTerm(
+		ast.Item(ast.StringTerm("containers"), texts(s.Containers)),
+		ast.Item(ast.StringTerm("volumes"), texts(s.Volumes)),
+		ast.Item(ast.StringTerm("devices"), ast.NewTerm(devices)),
+		ast.Item(ast.StringTerm("paths"), texts(s.Paths)),
+		ast.Item(ast.StringTerm("shared"), ast.BooleanTerm(s.Shared)),
+	)
+}
+
+func texts(m map[string]string) *ast.Term {
+	o := ast.NewObject()
+	for key, value := range m {
+		o.Insert(ast.StringTerm(key), ast.StringTerm(value))
+	}
+	return ast.NewTerm(o)
 }
 
 // Decision is what an allowed request stands for.
@@ -49,36 +89,47 @@ type verdict struct {
 	Culprits []string `json:"culprits"`
 }
 
-// Decide judges one request of the host. rpc is the name of a method of the agent's service and req its message. The framework judges
-// CreateSandbox, CreateContainer, ExecProcess and UpdateEphemeralMounts, and denies every other name: what else may pass is a matter of
-// protocol, and the gate's.
+// Denial is a request that the policy does not allow. It is errdefs.ErrPermissionDenied, and its text is one line that names the
+// container, the rule and the next step, fit for the host's eyes.
+type Denial struct {
+	// Subject is what was denied: a container, or the method where the request is about none.
+	Subject string
+	// Rules are the names of all rules that say no. Reason is about the first.
+	Rules []string
+	// Reason says what is wrong and what to do about it.
+	Reason string
+}
+
+func (d *Denial) Error() string {
+	return fmt.Sprintf("policy denies %s (rule %s): %s: %v", d.Subject, d.Rules[0], d.Reason, errdefs.ErrPermissionDenied)
+}
+
+// Unwrap gives the class.
+func (d *Denial) Unwrap() error { return errdefs.ErrPermissionDenied }
+
+// Decide judges one request of the host. rpc is the name of a method of the agent's services and req its message. A method that the
+// framework does not know is denied.
 //
-// A denial is errdefs.ErrPermissionDenied: one line that names the container, the rule and the next step, fit for the host's eyes. A
-// request that cannot be judged is an error of another class, and no less denied.
+// What is denied is a *Denial. A request that cannot be judged is an error of another class, and no less denied.
 func (p *Policy) Decide(ctx context.Context, rpc string, req proto.Message, state State) (Decision, error) {
-	input, err := p.input(rpc, req, state)
-	if err != nil {
-		return Decision{}, fmt.Errorf("policy: reading %s: %w", printable(rpc), errors.Join(errdefs.ErrInvalidArgument, err))
+	if p.unjudged[rpc] && p.author == nil {
+		return Decision{}, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, evalLimit)
 	defer cancel()
 	if err := ctx.Err(); err != nil { // the interpreter looks only now and then
 		return Decision{}, fmt.Errorf("policy: judging %s: %w", printable(rpc), err)
 	}
-	results, err := p.framework.Eval(ctx, rego.EvalParsedInput(input))
+	input, err := p.input(rpc, req, state)
 	if err != nil {
-		return Decision{}, fmt.Errorf("policy: judging %s: %w", printable(rpc), errors.Join(errdefs.ErrInternal, err))
+		return Decision{}, fmt.Errorf("policy: reading %s: %w", printable(rpc), errors.Join(errdefs.ErrInvalidArgument, err))
 	}
-	if len(results) != 1 || len(results[0].Expressions) != 1 {
-		return Decision{}, fmt.Errorf("policy: no verdict on %s: %w", printable(rpc), errdefs.ErrInternal)
-	}
-	text, err := json.Marshal(results[0].Expressions[0].Value)
+	v, err := p.judge(ctx, input)
 	if err != nil {
-		return Decision{}, fmt.Errorf("policy: verdict on %s: %w", printable(rpc), errors.Join(errdefs.ErrInternal, err))
+		return Decision{}, fmt.Errorf("policy: judging %s: %w", printable(rpc), err)
 	}
-	var v verdict
-	if err := json.Unmarshal(text, &v); err != nil {
-		return Decision{}, fmt.Errorf("policy: verdict on %s: %w", printable(rpc), errors.Join(errdefs.ErrInternal, err))
+	if len(v.Denied) == 0 && p.author != nil {
+		v.Denied, v.Reason = p.ask(ctx, input)
 	}
 	if len(v.Denied) > 0 {
 		return Decision{}, v.denial(rpc)
@@ -89,45 +140,64 @@ func (p *Policy) Decide(ctx context.Context, rpc string, req proto.Message, stat
 	return v.Decision, nil
 }
 
+// judge asks the framework.
+func (p *Policy) judge(ctx context.Context, input ast.Value) (v verdict, err error) {
+	results, err := p.framework.Eval(ctx, rego.EvalParsedInput(input))
+	if err != nil {
+		return v, errors.Join(errdefs.ErrInternal, err)
+	}
+	if len(results) != 1 {
+		return v, fmt.Errorf("there is no verdict: %w", errdefs.ErrInternal)
+	}
+	text, err := json.Marshal(results[0].Bindings["answer"])
+	if err != nil {
+		return v, errors.Join(errdefs.ErrInternal, err)
+	}
+	if err := json.Unmarshal(text, &v); err != nil {
+		return v, errors.Join(errdefs.ErrInternal, err)
+	}
+	return v, nil
+}
+
+// ask asks the author's own rules. Whatever goes wrong with them is a denial too.
+func (p *Policy) ask(ctx context.Context, input ast.Value) (denied []string, reason string) {
+	reasons, err := p.author.denials(ctx, ast.NewTerm(input))
+	switch {
+	case err != nil:
+		return []string{denyRule}, "the author's own rules came to no answer (" + oneLine(err) + "); correct them"
+	case len(reasons) > 0:
+		return []string{denyRule}, oneLine(errors.New(reasons[0])) + "; the author's own rules say so"
+	}
+	return nil, ""
+}
+
 // denial says in one line what is wrong and what to do about it.
-func (v verdict) denial(rpc string) error {
-	subject := printable(rpc)
+func (v verdict) denial(rpc string) *Denial {
+	d := &Denial{Subject: printable(rpc), Rules: v.Denied}
 	switch {
 	case v.Sandbox:
-		subject = "the sandbox container"
+		d.Subject = "the sandbox container"
 	case v.Container != "":
-		subject = "container " + printable(v.Container)
+		d.Subject = "container " + printable(v.Container)
 	}
 	culprit := ""
 	if len(v.Culprits) > 0 {
 		culprit = printable(v.Culprits[0])
 	}
-	reason := strings.Join(strings.Fields(strings.Replace(v.Reason, "{}", culprit, 1)), " ")
-	return fmt.Errorf("policy denies %s (rule %s): %s: %w", subject, v.Denied[0], reason, errdefs.ErrPermissionDenied)
+	d.Reason = strings.Join(strings.Fields(strings.Replace(v.Reason, "{}", culprit, 1)), " ")
+	return d
 }
 
-// input is what the framework sees.
+// input is what the framework and the author's rules see.
 func (p *Policy) input(rpc string, req proto.Message, state State) (ast.Value, error) {
-	text, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(req)
+	request, err := messageTerm(req.ProtoReflect())
 	if err != nil {
 		return nil, err
-	}
-	var request any
-	if err := util.UnmarshalJSON(text, &request); err != nil {
-		return nil, err
-	}
-	value, err := ast.InterfaceToValue(request)
-	if err != nil {
-		return nil, err
-	}
-	containers := ast.NewObject()
-	for id, name := range state.Containers {
-		containers.Insert(ast.StringTerm(id), ast.StringTerm(name))
 	}
 	return ast.NewObject(
 		ast.Item(ast.StringTerm("rpc"), ast.StringTerm(rpc)),
-		ast.Item(ast.StringTerm("request"), ast.NewTerm(value)),
-		ast.Item(ast.StringTerm("state"), ast.ObjectTerm(ast.Item(ast.StringTerm("containers"), ast.NewTerm(containers)))),
+		ast.Item(ast.StringTerm("request"), request),
+		ast.Item(ast.StringTerm("state"), state.value()),
 		ast.Item(ast.StringTerm("pod"), p.document),
 	), nil
 }

@@ -1,11 +1,13 @@
 # The framework: it judges the host's requests by the pod's data. It is measured with the guest; the author's text has no part in it.
 #
 # Input: rpc, the name of a method of the agent's service; request, its message as protobuf JSON with the names of the .proto files and
-# every field there, absent messages as null; state.containers, live container id → name in the policy, "" for the sandbox container;
-# pod, sealed_pod as the guest understood it, null for a pod that has none.
+# every field there, absent messages as null, bytes of more than a path's length left out; state, what the guest knows (type State in
+# decide.go); pod, sealed_pod as the guest understood it, null for a pod that has none.
 #
 # Each rpc has a list of rules, and a request passes when each of them *holds*. Nothing here says what is forbidden: a rule that comes
 # out undefined, because a field is missing or has another type, does not hold, so no odd request slips by a check that did not fire.
+#
+# A decision takes time in proportion to the request: volumes, storages and mounts find each other by key, never by trying all pairs.
 #
 # Written in the Rego that OPA v1 and regorus (the agent's) both take.
 package sealvol
@@ -36,35 +38,58 @@ found := culprits[denied[0]]
 # The rule "known_request" never holds.
 default rules := ["known_request"]
 
+rules := [] if input.rpc in unjudged
+
 rules := array.concat(always[input.rpc], sealed_pod[input.rpc]) if input.pod != null
 
 rules := array.concat(always[input.rpc], open_pod[input.rpc]) if input.pod == null
 
+# Methods that pass whatever they say. They read counters and exit statuses; configure the network, which is the host's and which no
+# container may trust; carry what a container prints, and standard input to a process that the policy names; stop and end what runs, as
+# the host can by taking the processors away; set a clock on which no key, nonce or check depends; or start a container, whose mounts the
+# gate compares with the policy. A method that is in none of the lists is denied.
+unjudged := {
+	"AddARPNeighbors", "Check", "CloseStdin", "GetGuestDetails", "GetIPTables", "GetMetrics", "GetOOMEvent", "ListInterfaces",
+	"ListRoutes", "OnlineCPUMem", "PauseContainer", "ReadStderr", "ReadStdout", "RemoveStaleVirtiofsShareMounts", "ResumeContainer",
+	"SetGuestDateTime", "SignalProcess", "StartContainer", "StatsContainer", "TtyWinResize", "UpdateInterface", "UpdateRoutes", "Version",
+	"WaitProcess", "WriteStdin",
+}
+
 # Rules for every pod, and those for pods with and without a sealed_pod.
 always := {
+	"CopyFile": ["copy_share", "copy_path", "copy_kind", "copy_link"],
 	"CreateSandbox": ["sandbox_storages", "guest_hooks", "kernel_modules", "pid_namespace"],
 	"CreateContainer": [
-		"spec", "container_id", "stdio_ports", "string_user", "hooks", "namespaces", "shared_mounts", "rootfs", "cgroup", "devices",
+		"spec", "container_id", "stdio_ports", "string_user", "hooks", "namespaces", "shared_mounts", "rootfs", "cgroup", "resources", "devices",
 	],
 	"ExecProcess": ["stdio_ports", "string_user"],
+	"GetVolumeStats": ["volume_path"],
+	"UpdateContainer": ["resources"],
 	"UpdateEphemeralMounts": ["no_storages"],
 }
 
 sealed_pod := {
+	"CopyFile": [],
 	"CreateSandbox": [],
 	"CreateContainer": [
-		"container_type", "annotations", "container_declared", "container_live", "args", "image", "device_nodes", "device_cgroup",
-		"volume_shadowed", "volume_storage", "storages", "device_twice", "volume_missing", "mounts",
-		"capabilities", "id_mappings", "sysctl", "propagation", "pid_namespace",
+		"container_type", "annotations", "container_declared", "container_live", "args", "image", "working_directory", "core_dumps",
+		"device_nodes", "device_cgroup", "mount_paths", "volume_shadowed", "masked_paths", "volume_storage", "storages", "device_twice", "device_bound",
+		"device_kind", "device_size", "storage_place", "volume_missing", "mounts", "mounts_missing", "capabilities", "seccomp", "labels",
+		"id_mappings", "sysctl", "propagation", "pid_namespace",
 	],
-	"ExecProcess": ["exec_container", "exec", "capabilities"],
+	"ExecProcess": ["exec_container", "exec", "working_directory", "core_dumps", "capabilities", "labels"],
+	"GetVolumeStats": [],
+	"UpdateContainer": [],
 	"UpdateEphemeralMounts": [],
 }
 
 open_pod := {
+	"CopyFile": [],
 	"CreateSandbox": [],
 	"CreateContainer": ["open_device_nodes", "open_device_cgroup", "open_storages", "open_mounts"],
 	"ExecProcess": [],
+	"GetVolumeStats": [],
+	"UpdateContainer": [],
 	"UpdateEphemeralMounts": [],
 }
 
@@ -78,8 +103,16 @@ reasons := {
 	"container_id": "its id is not a plain word; the runtime must not change it",
 	"container_live": "it is running already; remove it first, one name is one live container",
 	"container_type": "its type annotations do not say whether it is the sandbox or a container; use containerd's CRI and Kata",
+	"copy_kind": "only files, folders and links are copied; the runtime must send no other kind",
+	"copy_link": "the link would lead to {}, out of its folder; remove it from the pod's volume",
+	"copy_path": "the path {} is not a clean one in Kata's share; the runtime must not change it",
+	"copy_share": "files are not copied where the host serves the share; turn virtio-fs or 9p off for that",
+	"core_dumps": "it sets the limit {}, which lets it leave its memory in a file or is not known; leave it out",
+	"device_bound": "device {} is another volume's, or the volume has another one; plug each volume's own device in again",
 	"device_cgroup": "it asks for access to devices; do not run it privileged",
+	"device_kind": "device {} is not one plain disk that can be written; see that plugin and shim run on the node",
 	"device_nodes": "device {} would reach it raw; name a volume of the policy for it, or remove it from the pod",
+	"device_size": "device {} is smaller than the volume's size.min; lend a larger one",
 	"device_twice": "two volumes came on one device {}; give each volume a device of its own",
 	"devices": "device {} would reach it raw; name a volume of the policy for it, or remove it from the pod",
 	"exec": "the command {} is not listed; add it to the container's exec in sealed_pod.containers",
@@ -90,7 +123,11 @@ reasons := {
 	"image": "its image {} is not that of the policy; correct sealed_pod.containers or the pod",
 	"known_request": "the policy knows no such request; the gate must not ask for it",
 	"kernel_modules": "the host may not load kernel modules; remove kernel_modules from Kata's configuration",
+	"labels": "SELinux label {} is not for sealed pods; set disable_guest_selinux to true in Kata's configuration",
+	"masked_paths": "{} would be hidden or made read-only, and is not below /proc or /sys; the runtime must not change these lists",
+	"mount_paths": "the mount at {} does not have a clean path; write paths without \"..\", \".\", \"//\" and a slash at the end",
 	"mounts": "the mount at {} is neither a volume of the policy nor one that CRI gives every container; remove it from the pod",
+	"mounts_missing": "{}, which CRI mounts into every container, is not there; the runtime must not leave it out",
 	"namespaces": "it must have a mount namespace of its own and join none of the guest's; the runtime must not change them",
 	"no_storages": "mounts of a running pod are not changed; remove memory volumes from the pod",
 	"open_device_cgroup": "it asks for access to block devices; do not run it privileged, or write a policy that names a volume",
@@ -99,45 +136,96 @@ reasons := {
 	"open_storages": "storage {} is not one that Kata makes without block storage; write a policy (sealed_pod) that names a volume for it",
 	"pid_namespace": "it would see the processes of other containers, and so their volumes; set its pid namespace to CONTAINER (shareProcessNamespace: false)",
 	"propagation": "its mounts would propagate; use private mount propagation",
+	"resources": "the limits name {}, which is no size, list of processors or class; the runtime must not change them",
 	"rootfs": "its root file system {} is not where Kata puts it; use a file system shared by virtio-fs or 9p",
 	"sandbox_storages": "storage {} is neither Kata's share nor its shared memory; remove it from Kata's configuration",
+	"seccomp": "its seccomp profile makes system calls seem to succeed; use the runtime's default profile",
 	"shared_mounts": "mounts shared between containers bypass the policy; remove them",
 	"spec": "its specification has no process, root or linux section; the runtime must send a whole one",
 	"stdio_ports": "standard I/O over ports of its own is not supported; set use_passfd_io to false in Kata's configuration",
+	"storage_place": "the mount point {} is in use already; the runtime must give each storage its own",
 	"storages": "storage {} is not a volume of the policy; name it in sealed_pod.volumes or remove it from the pod",
 	"string_user": "users by name are not supported; use numbers",
 	"sysctl": "sysctl {} is not on the list of safe ones; remove it from the pod",
 	"volume_missing": "its volume {} is not there; ask for it in the pod and see that plugin and shim run on the node",
+	"volume_path": "{} is not where a volume of the pod is; ask for the statistics of one that is mounted",
 	"volume_shadowed": "another mount, at {}, lies on, above or below a volume; remove it from the pod",
 	"volume_storage": "the mount of its volume {} is not made of one virtio-blk device of its own; see that plugin and shim run on the node",
+	"working_directory": "its working directory {} is not a clean path outside of /proc; correct the pod or the image",
 }
 
-# What the reason is about, worst first. Each is a list that is always defined.
-culprits := {
-	"annotations": [k | some k, _ in spec.Annotations; not annotation_known(k)],
-	"args": [a | a := concat(" ", spec.Process.Args)],
-	"capabilities": [c | some c in capabilities; not capability_default(c)],
-	"cgroup": [p | p := spec.Linux.CgroupsPath],
-	"device_nodes": [d.Path | some d in spec.Linux.Devices],
-	"device_twice": [s.source | some i, s in request.storages; some j, t in request.storages; i < j; s.source == t.source],
-	"devices": [d.container_path | some d in request.devices],
-	"exec": [a | a := concat(" ", request.process.Args)],
-	"image": [i | i := spec.Annotations["io.kubernetes.cri.image-name"]],
-	"mounts": [m.destination | some m in spec.Mounts; not mount_sealed(m)],
-	"open_device_nodes": [d.Path | some d in spec.Linux.Devices; not device_node_open(d)],
-	"open_mounts": [m.destination | some m in spec.Mounts; not mount_open(m)],
-	"open_storages": [storage_name(s) | some s in request.storages; not storage_open(s)],
-	"rootfs": [p | p := spec.Root.Path],
-	"sandbox_storages": [s.driver | some s in request.storages; not storage_sandbox(s)],
-	"storages": [storage_name(s) | some s in request.storages; not storage_volume(s)],
-	"sysctl": [k | some k, _ in spec.Linux.Sysctl; not k in sysctls],
-	"volume_missing": [concat(" at ", [v.volume, v.path]) | some v in volumes; count(mounts_at(v.path)) == 0],
-	"volume_shadowed": array.concat(
-		[m.destination | some v in volumes; some m in spec.Mounts; not mount_clear(m, v.path)],
-		[v.path | some v in volumes; count(mounts_at(v.path)) > 1],
-	),
-	"volume_storage": [concat(" at ", [v.volume, v.path]) | some v in volumes; some m in mounts_at(v.path); not volume_mount(m)],
-}
+# What the reason is about, worst first.
+culprits.annotations := [k | some k, _ in spec.Annotations; not annotation_known(k)]
+
+culprits.args := [concat(" ", spec.Process.Args)]
+
+culprits.capabilities := [c | some c in other_capabilities]
+
+culprits.cgroup := [spec.Linux.CgroupsPath]
+
+culprits.copy_link := [base64.decode(request.data)]
+
+culprits.copy_path := [request.path]
+
+culprits.core_dumps := [limit.Type | some limit in process.Rlimits; not limit_fine(limit)]
+
+culprits.device_bound := [request.storages[a.storage].source | some a in attachments; not device_own(a)]
+
+culprits.device_kind := [source | some source in sources; not device_plain(source)]
+
+culprits.device_nodes := [d.Path | some d in spec.Linux.Devices]
+
+culprits.device_size := [request.storages[a.storage].source | some a in attachments; not device_large(a)]
+
+culprits.device_twice := [s.source | some i, s in request.storages; some j, t in request.storages; i < j; s.source == t.source]
+
+culprits.devices := [d.container_path | some d in request.devices]
+
+culprits.exec := [concat(" ", request.process.Args)]
+
+culprits.image := [spec.Annotations["io.kubernetes.cri.image-name"]]
+
+culprits.labels := [label | some label in labels; label != ""]
+
+culprits.masked_paths := [path | some path in masked; not below_any(path, ["/proc/", "/sys/"])]
+
+culprits.mount_paths := [m.destination | some m in spec.Mounts; not clean(m.destination)]
+
+culprits.mounts := [m.destination | some i, m in spec.Mounts; not mount_fine(i, m)]
+
+culprits.mounts_missing := [path | some path, fixed in fixed_mounts; fixed.always; not path in destinations]
+
+culprits.open_device_nodes := [d.Path | some d in spec.Linux.Devices; not device_node_open(d)]
+
+culprits.open_mounts := [m.destination | some m in spec.Mounts; not mount_open(m)]
+
+culprits.open_storages := [storage_name(s) | some s in request.storages; not storage_open(s)]
+
+culprits.resources := [word | some word in resource_words; not resource_word(word)]
+
+culprits.rootfs := [spec.Root.Path]
+
+culprits.sandbox_storages := [s.driver | some s in request.storages; not storage_sandbox(s)]
+
+culprits.storage_place := [s.mount_point | some a in attachments; s := request.storages[a.storage]; not storage_own(a, s)]
+
+culprits.storages := [storage_name(s) | some s in request.storages; not storage_volume(s)]
+
+culprits.sysctl := [k | some k, _ in spec.Linux.Sysctl; not k in sysctls]
+
+culprits.volume_missing := [concat(" at ", [v.volume, v.path]) | some v in volumes; not v.path in destinations]
+
+culprits.volume_path := [request.volume_guest_path]
+
+culprits.volume_shadowed := [m.destination | some m in spec.Mounts; not mount_clear([m.destination])]
+
+culprits.volume_storage := [concat(" at ", [v.volume, v.path]) |
+	some i in volume_mounts
+	v := volume_at[spec.Mounts[i].destination]
+	not i in sealed_mounts
+]
+
+culprits.working_directory := [process.Cwd]
 
 # The driver, and where the container would see it.
 storage_name(s) := concat(" at ", array.concat([s.driver], places)) if {
@@ -172,48 +260,45 @@ name := input.state.containers[request.container_id] if input.rpc == "ExecProces
 
 container := input.pod.containers[name]
 
-holds contains "container_type" if {
+holds.container_type if {
 	sandbox
 	spec.Annotations["io.katacontainers.pkg.oci.container_type"] == "pod_sandbox"
 }
 
-holds contains "container_type" if {
+holds.container_type if {
 	workload
 	spec.Annotations["io.katacontainers.pkg.oci.container_type"] == "pod_container"
 }
 
 # The agent knows a container by other keys too (CRI-O's, dockershim's) and injects devices for the keys of CDI. None of them may be
 # there to disagree.
-holds contains "annotations" if {
+holds.annotations if {
 	every key, _ in spec.Annotations {
 		annotation_known(key)
 	}
 }
 
-annotation_known(key) if {
-	some prefix in ["io.kubernetes.cri.", "io.kubernetes.container.", "io.katacontainers.", "io.containerd.", "nerdctl/"]
-	startswith(key, prefix)
-}
+annotation_known(key) if strings.any_prefix_match(key, known_annotations)
 
-holds contains "container_declared" if {
+known_annotations := ["io.kubernetes.cri.", "io.kubernetes.container.", "io.katacontainers.", "io.containerd.", "nerdctl/"]
+
+holds.container_declared if {
 	workload
 	container
 }
 
-holds contains "container_declared" if {
+holds.container_declared if {
 	sandbox
 	not spec.Annotations["io.kubernetes.cri.container-name"]
 }
 
-holds contains "container_live" if {
+# The sandbox container is the first, and so one.
+holds.container_live if {
 	sandbox
-	every id, live in input.state.containers {
-		id != request.container_id
-		live != ""
-	}
+	count(input.state.containers) == 0
 }
 
-holds contains "container_live" if {
+holds.container_live if {
 	workload
 	every id, live in input.state.containers {
 		id != request.container_id
@@ -221,50 +306,56 @@ holds contains "container_live" if {
 	}
 }
 
-holds contains "container_id" if regex.match("^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$", request.container_id)
+# The container's first process has the container's id.
+holds.container_id if {
+	regex.match("^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$", request.container_id)
+	request.exec_id == request.container_id
+}
 
 # --- What runs -------------------------------------------------------------------------------------------------------------------
 
-holds contains "spec" if {
+holds.spec if {
 	is_object(spec.Process)
 	is_object(spec.Root)
 	is_object(spec.Linux)
+	spec.Solaris == null
+	spec.Windows == null
 }
 
 # What pause images run: Kubernetes' and its mirrors', OpenShift's, one made of busybox.
-holds contains "args" if {
+holds.args if {
 	sandbox
 	spec.Process.Args in [["/pause"], ["/usr/bin/pod"]]
 }
 
-holds contains "args" if {
+holds.args if {
 	workload
 	container.args == null
 }
 
-holds contains "args" if {
+holds.args if {
 	workload
 	spec.Process.Args == container.args
 }
 
-holds contains "image" if sandbox
+holds.image if sandbox
 
-holds contains "image" if {
+holds.image if {
 	workload
 	container.image == ""
 }
 
-holds contains "image" if {
+holds.image if {
 	workload
 	spec.Annotations["io.kubernetes.cri.image-name"] == container.image
 }
 
-holds contains "exec_container" if {
+holds.exec_container if {
 	name != ""
 	container
 }
 
-holds contains "exec" if {
+holds.exec if {
 	is_array(container.exec)
 	some argv in container.exec
 	exec_matches(argv, request.process.Args)
@@ -287,32 +378,88 @@ exec_matches(argv, args) if {
 default_capabilities := {
 	"AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE", "NET_RAW", "SETFCAP", "SETGID",
 	"SETPCAP", "SETUID", "SYS_CHROOT",
+	"CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_MKNOD", "CAP_NET_BIND_SERVICE",
+	"CAP_NET_RAW", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_CHROOT",
 }
-
-capability_default(c) if trim_prefix(c, "CAP_") in default_capabilities
 
 process := spec.Process if input.rpc == "CreateContainer"
 
 process := request.process if input.rpc == "ExecProcess"
 
-capabilities := [c | is_object(process.Capabilities); some set in process.Capabilities; some c in set]
+other_capabilities := {c | c := process.Capabilities[_][_]} - default_capabilities
 
-holds contains "capabilities" if {
+holds.capabilities if {
 	is_object(process.Capabilities)
-	every c in capabilities {
-		capability_default(c)
-	}
+	count(other_capabilities) == 0
 }
 
-holds contains "capabilities" if {
+holds.capabilities if {
 	input.rpc == "ExecProcess"
 	request.process.Capabilities == null
 }
 
-holds contains "string_user" if request.string_user == null
+# Without SELinux in the guest a label stops the container, with it the label is what confines it.
+labels := array.concat([label | label := process.SelinuxLabel], [label | label := spec.Linux.MountLabel])
+
+holds.labels if {
+	is_object(process)
+	every label in labels {
+		label == ""
+	}
+}
+
+# A container that crashes must not leave its memory in a file, which can be the host's.
+holds.core_dumps if {
+	is_object(process)
+	every limit in process.Rlimits {
+		limit_fine(limit)
+	}
+}
+
+limit_fine(limit) if limit.Type in other_limits
+
+limit_fine(limit) if {
+	limit.Type == "RLIMIT_CORE"
+	limit.Hard == "0"
+	limit.Soft == "0"
+}
+
+other_limits := {
+	"RLIMIT_AS", "RLIMIT_CPU", "RLIMIT_DATA", "RLIMIT_FSIZE", "RLIMIT_LOCKS", "RLIMIT_MEMLOCK", "RLIMIT_MSGQUEUE", "RLIMIT_NICE",
+	"RLIMIT_NOFILE", "RLIMIT_NPROC", "RLIMIT_RSS", "RLIMIT_RTPRIO", "RLIMIT_RTTIME", "RLIMIT_SIGPENDING", "RLIMIT_STACK",
+}
+
+# A folder of /proc can be another process's root, or what the agent has open.
+holds.working_directory if process.Cwd == "/"
+
+holds.working_directory if {
+	clean(process.Cwd)
+	not startswith(concat("", [process.Cwd, "/"]), "/proc/")
+}
+
+# A profile may only refuse. One that has system calls succeed without being made, by the errno 0, makes a program believe that its data
+# is on the disk; others hand them to a process of the host's choice. The errno is cut to 16 bits on its way into the kernel.
+holds.seccomp if spec.Linux.Seccomp == null
+
+holds.seccomp if {
+	spec.Linux.Seccomp.DefaultAction in seccomp_actions
+	count(spec.Linux.Seccomp.Flags) == 0
+	every syscall in spec.Linux.Seccomp.Syscalls {
+		syscall.Action in seccomp_actions
+		errno := object.get(syscall, "errnoret", 1)
+		errno > 0
+		errno < 4096
+	}
+}
+
+seccomp_actions := {
+	"SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_KILL_THREAD", "SCMP_ACT_LOG",
+}
+
+holds.string_user if request.string_user == null
 
 # runtime-rs can name ports for standard I/O, which an agent without the listener ignores.
-holds contains "stdio_ports" if {
+holds.stdio_ports if {
 	request.stdin_port == 0
 	request.stdout_port == 0
 	request.stderr_port == 0
@@ -323,40 +470,71 @@ holds contains "stdio_ports" if {
 share := "/run/kata-containers/shared/containers/"
 
 # Kata's Go runtime, and runtime-rs.
-holds contains "rootfs" if {
+holds.rootfs if {
 	some folder in ["", "passthrough/"]
 	spec.Root.Path == concat("", [share, folder, request.container_id, "/rootfs"])
 }
 
 # The gate finds the container's processes by it. Paths are "/a/b/id" or, for systemd, "slice:prefix:id".
-holds contains "cgroup" if {
+holds.cgroup if {
 	parts := split(replace(spec.Linux.CgroupsPath, ":", "/"), "/")
 	parts[count(parts) - 1] == request.container_id
 	count(parts) > 1
 	not ".." in parts
 }
 
-# In a sandbox that shares the process namespace a container reads another one's files through /proc/PID/root.
-holds contains "pid_namespace" if request.sandbox_pidns == false
+# Limits are the host's. Some have a text of which the agent makes the name of a file, or its content.
+resources := spec.Linux.Resources if input.rpc == "CreateContainer"
 
-holds contains "hooks" if spec.Hooks == null
+resources := request.resources if input.rpc == "UpdateContainer"
+
+resource_words := array.concat(
+	[limit.Pagesize | some limit in resources.HugepageLimits],
+	[word | some word in [resources.CPU.Cpus, resources.CPU.Mems]; word != ""],
+)
+
+resource_word(word) if regex.match("^([0-9]{1,4}[KMG]B|[0-9]{1,4}([-,][0-9]{1,4})*)$", word)
+
+holds.resources if {
+	input.rpc == "CreateContainer"
+	is_object(spec.Linux)
+	spec.Linux.IntelRdt == null
+	resource_words_fine
+}
+
+holds.resources if {
+	input.rpc == "UpdateContainer"
+	is_object(request)
+	resource_words_fine
+}
+
+resource_words_fine if {
+	every word in resource_words {
+		resource_word(word)
+	}
+}
+
+# In a sandbox that shares the process namespace a container reads another one's files through /proc/PID/root.
+holds.pid_namespace if request.sandbox_pidns == false
+
+holds.hooks if spec.Hooks == null
 
 # runtime-rs sends an object with empty lists.
-holds contains "hooks" if {
+holds.hooks if {
 	is_object(spec.Hooks)
 	every _, hooks in spec.Hooks {
 		count(hooks) == 0
 	}
 }
 
-holds contains "guest_hooks" if request.guest_hook_path == ""
+holds.guest_hooks if request.guest_hook_path == ""
 
-holds contains "kernel_modules" if count(request.kernel_modules) == 0
+holds.kernel_modules if count(request.kernel_modules) == 0
 
-holds contains "shared_mounts" if count(request.shared_mounts) == 0
+holds.shared_mounts if count(request.shared_mounts) == 0
 
 # A path would join a namespace of the guest; without a mount namespace the container runs in the guest's root.
-holds contains "namespaces" if {
+holds.namespaces if {
 	types := [namespace_type(ns) | some ns in spec.Linux.Namespaces]
 	count(types) == count(spec.Linux.Namespaces)
 	count(types) == count({type | some type in types})
@@ -372,7 +550,7 @@ namespace_type(ns) := type if {
 # Kata's Go runtime drops pid, network and cgroup; runtime-rs keeps cgroup and says mnt.
 namespace_types := {"mount": "mount", "mnt": "mount", "ipc": "ipc", "uts": "uts", "cgroup": "cgroup", "user": "user"}
 
-holds contains "id_mappings" if {
+holds.id_mappings if {
 	count(spec.Linux.UIDMappings) == 0
 	count(spec.Linux.GIDMappings) == 0
 	not "user" in {ns.Type | some ns in spec.Linux.Namespaces}
@@ -385,23 +563,23 @@ sysctls := {
 	"net.ipv4.tcp_keepalive_time", "net.ipv4.tcp_rmem", "net.ipv4.tcp_syncookies", "net.ipv4.tcp_wmem",
 }
 
-holds contains "sysctl" if {
+holds.sysctl if {
 	every key, _ in spec.Linux.Sysctl {
 		key in sysctls
 	}
 }
 
-holds contains "propagation" if spec.Linux.RootfsPropagation in ["", "private", "rprivate"]
+holds.propagation if spec.Linux.RootfsPropagation in ["", "private", "rprivate"]
 
 # --- Devices ---------------------------------------------------------------------------------------------------------------------
 
-holds contains "devices" if count(request.devices) == 0
+holds.devices if count(request.devices) == 0
 
-holds contains "device_nodes" if count(spec.Linux.Devices) == 0
+holds.device_nodes if count(spec.Linux.Devices) == 0
 
-holds contains "device_cgroup" if count(spec.Linux.Resources.Devices) == 0
+holds.device_cgroup if count(spec.Linux.Resources.Devices) == 0
 
-holds contains "device_cgroup" if {
+holds.device_cgroup if {
 	is_object(spec.Linux)
 	spec.Linux.Resources == null
 }
@@ -412,19 +590,19 @@ device_node_open(d) if {
 	not d.Major in [21, "21"]
 }
 
-holds contains "open_device_nodes" if {
+holds.open_device_nodes if {
 	every d in spec.Linux.Devices {
 		device_node_open(d)
 	}
 }
 
-holds contains "open_device_cgroup" if {
+holds.open_device_cgroup if {
 	every d in spec.Linux.Resources.Devices {
 		device_cgroup_open(d)
 	}
 }
 
-holds contains "open_device_cgroup" if {
+holds.open_device_cgroup if {
 	is_object(spec.Linux)
 	spec.Linux.Resources == null
 }
@@ -435,18 +613,22 @@ device_cgroup_open(d) if d.Type == "c"
 
 # --- Mounts ----------------------------------------------------------------------------------------------------------------------
 
-# What containerd's CRI mounts into every container: type, source, options that must be there and that may be.
+# What containerd's CRI mounts into every container: type, source, options that must be there and that may be. Those that are always
+# there must be: without /dev, say, the root file system's own would be the container's source of randomness.
 fixed_mounts := {
-	"/proc": {"type": "proc", "source": "proc", "must": {"nosuid", "noexec", "nodev"}, "may": set()},
-	"/dev": {"type": "tmpfs", "source": "tmpfs", "must": {"nosuid"}, "may": {"noexec", "strictatime", "mode=755", "size=65536k"}},
+	"/proc": {"type": "proc", "source": "proc", "always": true, "must": {"nosuid", "noexec", "nodev"}, "may": set()},
+	"/dev": {
+		"type": "tmpfs", "source": "tmpfs", "always": true, "must": {"nosuid"},
+		"may": {"noexec", "strictatime", "mode=755", "size=65536k"},
+	},
 	"/dev/pts": {
-		"type": "devpts", "source": "devpts", "must": {"nosuid", "noexec", "newinstance"},
+		"type": "devpts", "source": "devpts", "always": true, "must": {"nosuid", "noexec", "newinstance"},
 		"may": {"ptmxmode=0666", "mode=0620", "gid=5"},
 	},
-	"/dev/mqueue": {"type": "mqueue", "source": "mqueue", "must": {"nosuid", "noexec", "nodev"}, "may": set()},
-	"/sys": {"type": "sysfs", "source": "sysfs", "must": {"nosuid", "noexec", "nodev", "ro"}, "may": set()},
+	"/dev/mqueue": {"type": "mqueue", "source": "mqueue", "always": true, "must": {"nosuid", "noexec", "nodev"}, "may": set()},
+	"/sys": {"type": "sysfs", "source": "sysfs", "always": true, "must": {"nosuid", "noexec", "nodev", "ro"}, "may": set()},
 	"/sys/fs/cgroup": {
-		"type": "cgroup", "source": "cgroup", "must": {"nosuid", "noexec", "nodev", "ro"},
+		"type": "cgroup", "source": "cgroup", "always": false, "must": {"nosuid", "noexec", "nodev", "ro"},
 		"may": {"relatime", "nsdelegate", "memory_recursiveprot"},
 	},
 }
@@ -460,11 +642,9 @@ bind_options := {"bind", "rbind", "private", "rprivate", "ro", "rro", "rw", "nos
 
 bind(m) if {
 	m.type == "bind"
-	some option in m.options
-	option in ["bind", "rbind"]
-	every o in m.options {
-		o in bind_options
-	}
+	options := {o | some o in m.options}
+	count(options & {"bind", "rbind"}) > 0
+	count(options - bind_options) == 0
 }
 
 mount_sealed(m) if {
@@ -482,13 +662,8 @@ mount_sealed(m) if mount_shm(m)
 mount_sealed(m) if {
 	m.destination in host_files
 	bind(m)
-	some folder in ["", "passthrough/"]
-	prefix := concat("", [share, folder])
-	below(m.source, prefix)
-	count(split(trim_prefix(m.source, prefix), "/")) == 1
+	regex.match(`^/run/kata-containers/shared/containers/(passthrough/)?[A-Za-z0-9][^/\x00]*$`, m.source)
 }
-
-mount_sealed(m) if volume_mount(m)
 
 # The pod's shared memory, which CreateSandbox made.
 mount_shm(m) if {
@@ -497,18 +672,67 @@ mount_shm(m) if {
 	bind(m)
 }
 
-holds contains "mounts" if {
-	every m in spec.Mounts {
-		mount_sealed(m)
+holds.mounts if {
+	every i, m in spec.Mounts {
+		mount_fine(i, m)
 	}
-	count(spec.Mounts) == count({m.destination | some m in spec.Mounts})
+	count(spec.Mounts) == count(destinations)
+}
+
+mount_fine(i, _) if i in sealed_mounts
+
+mount_fine(i, m) if {
+	not i in sealed_mounts
+	mount_sealed(m)
+}
+
+destinations := {m.destination | some m in spec.Mounts}
+
+holds.mounts_missing if {
+	every path, fixed in fixed_mounts {
+		mount_there(path, fixed)
+	}
+}
+
+mount_there(_, fixed) if not fixed.always
+
+mount_there(path, _) if path in destinations
+
+# Only where every path is clean do two texts name one place when they are equal, and one above the other when they begin alike. All are
+# looked at in one text, a line each; one with a newline in it is two lines, of which each must be clean.
+holds.mount_paths if {
+	is_array(spec.Mounts)
+	text := concat("\n", [m.destination | some m in spec.Mounts])
+	regex.match(`^(/[^/\x00\n]+)+(\n(/[^/\x00\n]+)+)*$`, text)
+	not regex.match(`/\.\.?([/\n]|$)`, text)
+}
+
+# path is absolute, not the root, and has no empty component, "." or "..", nor a NUL, where the kernel would end it.
+clean(path) if {
+	regex.match(`^(/[^/\x00]+)+$`, path)
+	not regex.match(`/\.\.?(/|$)`, path)
 }
 
 # path is prefix and more, in clean components. prefix ends in "/".
 below(path, prefix) if {
 	startswith(path, prefix)
+	not contains(path, "\u0000")
 	every part in split(trim_prefix(path, prefix), "/") {
 		not part in ["", ".", ".."]
+	}
+}
+
+below_any(path, prefixes) if {
+	some prefix in prefixes
+	below(path, prefix)
+}
+
+# The paths at which the agent hides what is there, or makes it read-only, after the mounts.
+masked := array.concat(spec.Linux.MaskedPaths, spec.Linux.ReadonlyPaths)
+
+holds.masked_paths if {
+	every path in masked {
+		below_any(path, ["/proc/", "/sys/"])
 	}
 }
 
@@ -522,51 +746,52 @@ volumes := [{"volume": v, "path": m.path, "read_only": m.read_only} |
 	m.container == name
 ]
 
-mounts_at(path) := [m | some m in spec.Mounts; m.destination == path]
+volume_at := {v.path: v | some v in volumes}
 
-holds contains "volume_missing" if {
+holds.volume_missing if {
 	every v in volumes {
-		count(mounts_at(v.path)) > 0
+		v.path in destinations
 	}
 }
+
+# The container's mounts that are at a volume's path.
+volume_mounts := [i | some i, m in spec.Mounts; volume_at[m.destination]]
 
 # No other mount on, above or below a volume's path, wherever in the list it stands.
-holds contains "volume_shadowed" if {
-	every v in volumes {
-		count(mounts_at(v.path)) < 2
-		every m in spec.Mounts {
-			mount_clear(m, v.path)
-		}
-	}
+holds.volume_shadowed if {
+	count(volume_mounts) == count({spec.Mounts[i].destination | some i in volume_mounts})
+	mount_clear(destinations)
+	is_array(spec.Mounts)
 }
 
-mount_clear(m, path) if m.destination == path
+# None of the clean paths is below a volume's, or above it.
+mount_clear(paths) if {
+	not strings.any_prefix_match(paths, folders(object.keys(volume_at)))
+	not strings.any_prefix_match(object.keys(volume_at), folders(paths))
+}
 
-mount_clear(m, path) if not touches(m.destination, path)
-
-touches(a, b) if a == b
-
-touches(a, b) if startswith(a, concat("", [trim_right(b, "/"), "/"]))
-
-touches(a, b) if startswith(b, concat("", [trim_right(a, "/"), "/"]))
+folders(paths) := {concat("", [path, "/"]) | some path in paths}
 
 # The mount of a volume: at its path, a bind of exactly one storage. Which options it has is the policy's to say; the gate writes them.
 volume_mount(m) if {
-	some v in volumes
-	v.path == m.destination
+	volume_at[m.destination]
 	bind(m)
-	storages := [s | some s in request.storages; s.mount_point == m.source]
-	count(storages) == 1
-	storage_device(storages[0])
+	storage_device(request.storages[storage_at[m.source]])
 }
 
-holds contains "volume_storage" if {
-	every v in volumes {
-		every m in mounts_at(v.path) {
-			volume_mount(m)
-		}
-	}
+# The storages by mount point, as long as each has its own.
+default storage_at := {}
+
+storage_at := {s.mount_point: i | some i, s in request.storages} if {
+	count(request.storages) == count({s.mount_point | some s in request.storages})
 }
+
+holds.volume_storage if {
+	is_array(spec.Mounts)
+	count(sealed_mounts) == count(volume_mounts)
+}
+
+sealed_mounts := {i | some i in volume_mounts; volume_mount(spec.Mounts[i])}
 
 # A virtio-blk device by its PCI path, with nothing that the agent would do with it. Its file system and options are the host's words:
 # the gate drops the storage and goes by the policy.
@@ -578,32 +803,109 @@ storage_device(s) if {
 	s.fs_group == null
 }
 
-storage_volume(s) if {
-	storage_device(s)
-	some m in spec.Mounts
-	m.source == s.mount_point
-	volume_mount(m)
-}
+# Where storages have a mount point in common, none is mounted (storage_at).
+storage_volume(s) if s.mount_point in mounted_storages
 
-holds contains "storages" if {
+mounted_storages := {spec.Mounts[i].source | some i in sealed_mounts}
+
+holds.storages if {
 	every s in request.storages {
 		storage_volume(s)
 	}
 	count(request.storages) == count(attachments)
 }
 
-holds contains "device_twice" if {
-	count(request.storages) == count({s.source | some s in request.storages})
+holds.device_twice if {
+	count(request.storages) == count(sources)
 	count(request.storages) == count({s.mount_point | some s in request.storages})
 }
 
-attachments := [{"volume": v.volume, "mount": i, "storage": j, "read_only": v.read_only} |
-	some i, m in spec.Mounts
-	some v in volumes
-	v.path == m.destination
-	some j, s in request.storages
-	s.mount_point == m.source
+attachments := [{"volume": v.volume, "mount": i, "storage": storage_at[m.source], "read_only": v.read_only} |
+	some i in volume_mounts
+	m := spec.Mounts[i]
+	v := volume_at[m.destination]
 ]
+
+# --- What is already there ----------------------------------------------------------------------------------------------------------
+
+sources := {s.source | some s in request.storages}
+
+# One device for a volume and one volume for a device, for the life of the sandbox. A volume that nobody has may come back elsewhere: the
+# guest opens it only if the device holds what it was closed with.
+holds.device_bound if {
+	every a in attachments {
+		device_own(a)
+	}
+}
+
+device_own(a) if input.state.volumes[a.volume] == request.storages[a.storage].source
+
+device_own(a) if {
+	not input.state.volumes[a.volume]
+	not request.storages[a.storage].source in bound_devices
+}
+
+bound_devices := {source | some source in input.state.volumes}
+
+# A device that the guest does not see yet is judged when it comes, by the same data: guest/internal/volume waits for it.
+holds.device_kind if {
+	every source in sources {
+		device_plain(source)
+	}
+}
+
+device_plain(source) if not input.state.devices[source]
+
+device_plain(source) if {
+	input.state.devices[source].plain == true
+	input.state.devices[source].read_only == false
+}
+
+holds.device_size if {
+	every a in attachments {
+		device_large(a)
+	}
+}
+
+device_large(a) if not input.state.devices[request.storages[a.storage].source]
+
+device_large(a) if input.state.devices[request.storages[a.storage].source].bytes >= input.pod.volumes[a.volume].size.min
+
+# The agent takes a storage whose mount point it knows for one that is mounted, and does not look at it. Ours never reach it; that the
+# host cannot use a mount point to name what is there already is for those who look at both.
+holds.storage_place if {
+	every a in attachments {
+		storage_own(a, request.storages[a.storage])
+	}
+}
+
+storage_own(a, s) if {
+	object.get(input.state.paths, s.mount_point, a.volume) == a.volume
+	taken := taken_places
+	not s.mount_point in taken
+}
+
+taken_places := {spec.Root.Path, trim_right(share, "/"), "/run/kata-containers/sandbox/shm"}
+
+# The path by which the host knows a volume, from a container that has it.
+holds.volume_path if input.state.paths[request.volume_guest_path]
+
+# --- Files ---------------------------------------------------------------------------------------------------------------------------
+
+# Kata copies where it shares no file system. Where the host serves the share, it could put a link into the agent's way after any check.
+holds.copy_share if input.state.shared == false
+
+holds.copy_path if below(request.path, share)
+
+file_kind := bits.and(request.file_mode, 61440)
+
+# File, folder, link.
+holds.copy_kind if file_kind in {32768, 16384, 40960}
+
+holds.copy_link if file_kind != 40960
+
+# What Kubernetes makes of secrets and config maps: key → ..data/key, ..data → ..2026_11_24.
+holds.copy_link if below(base64.decode(request.data), "")
 
 # --- Pods without sealed_pod: what Kata makes, but for block storage -------------------------------------------------------------
 
@@ -633,7 +935,7 @@ mount_open(m) if {
 	below(m.source, "/sys/")
 }
 
-holds contains "open_mounts" if {
+holds.open_mounts if {
 	every m in spec.Mounts {
 		mount_open(m)
 	}
@@ -659,7 +961,7 @@ storage_open(s) if {
 	below(s.mount_point, share)
 }
 
-holds contains "open_storages" if {
+holds.open_storages if {
 	every s in request.storages {
 		storage_open(s)
 	}
@@ -704,11 +1006,11 @@ storage_options(s, pattern) if {
 	}
 }
 
-holds contains "sandbox_storages" if {
+holds.sandbox_storages if {
 	every s in request.storages {
 		storage_sandbox(s)
 	}
 	count(request.storages) == count({s.mount_point | some s in request.storages})
 }
 
-holds contains "no_storages" if count(request.storages) == 0
+holds.no_storages if count(request.storages) == 0

@@ -1,9 +1,7 @@
 package policy
 
 import (
-	"encoding/json"
 	"maps"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -36,36 +34,16 @@ func TestFramework(t *testing.T) {
 	}
 }
 
-// Every rule of the framework denies in some case, so none holds by mistake.
-func TestEveryRuleDeniesSomewhere(t *testing.T) {
+// What the framework lets every container mount, no volume may touch.
+func TestVolumesLieClearOfWhatEveryContainerHas(t *testing.T) {
 	t.Parallel()
-	files, err := filepath.Glob("testdata/*/*/cases.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	denied := map[string]bool{}
-	for _, file := range files {
-		var cases []decisionCase
-		if err := json.Unmarshal(read(t, file), &cases); err != nil {
-			t.Fatal(err)
-		}
-		for _, c := range cases {
-			denied[c.Rule] = true
-		}
-	}
 	results, err := rego.New(
 		rego.Module("framework.rego", framework),
-		rego.Query("rules := object.keys(data.sealvol.reasons); fixed := object.keys(data.sealvol.fixed_mounts) | data.sealvol.host_files"),
+		rego.Query("fixed := object.keys(data.sealvol.fixed_mounts) | data.sealvol.host_files"),
 	).Eval(t.Context())
 	if err != nil || len(results) != 1 {
 		t.Fatalf("%v %v", results, err)
 	}
-	for _, rule := range results[0].Bindings["rules"].([]any) {
-		if !denied[rule.(string)] {
-			t.Errorf("no case is denied by rule %s", rule)
-		}
-	}
-	// What the framework lets every container mount, no volume may touch.
 	for _, path := range results[0].Bindings["fixed"].([]any) {
 		if !slices.ContainsFunc(occupied, func(o string) bool { return overlap(path.(string), o) }) {
 			t.Errorf("a volume could lie at %s, which the framework lets every container have", path)

@@ -11,15 +11,23 @@ test_below_takes_clean_paths_only if {
 	}
 }
 
-test_touches_is_on_above_or_below if {
-	every path in ["/", "/mnt", "/mnt/a", "/mnt/a/b"] {
-		sealvol.touches(path, "/mnt/a")
-		sealvol.touches("/mnt/a", path)
+test_clean_paths if {
+	every path in ["/a", "/a/b", "/a/..b", "/a/b.", "/...", "/a b"] {
+		sealvol.clean(path)
 	}
-	every path in ["/mnt/ab", "/mnt/b", "/m", "/mnt/a-b/c"] {
-		not sealvol.touches(path, "/mnt/a")
-		not sealvol.touches("/mnt/a", path)
+	every path in ["", "/", "a", "a/b", "/a/", "//a", "/a//b", "/.", "/..", "/a/./b", "/a/../b", "/a/..", "/a\u0000/b"] {
+		not sealvol.clean(path)
 	}
+}
+
+test_mounts_are_clear_on_above_and_below if {
+	volumes := {"/mnt/a": {}, "/data": {}}
+	every path in ["/mnt", "/mnt/a/b", "/mnt/a/b/c", "/data/x"] {
+		not sealvol.mount_clear({"/x", path}) with sealvol.volume_at as volumes
+	}
+	sealvol.mount_clear({"/mnt/ab", "/mnt/b", "/m", "/mnt/a-b/c", "/mnt/a", "/dat", "/x/mnt/a"}) with sealvol.volume_at as volumes
+	sealvol.mount_clear(set()) with sealvol.volume_at as volumes
+	sealvol.mount_clear({"/x"}) with sealvol.volume_at as {}
 }
 
 test_exec_matches if {
@@ -35,11 +43,12 @@ test_exec_matches if {
 }
 
 test_capabilities_with_and_without_prefix if {
-	sealvol.capability_default("CAP_CHOWN")
-	sealvol.capability_default("CHOWN")
-	not sealvol.capability_default("CAP_SYS_ADMIN")
-	not sealvol.capability_default("CAP_CAP_CHOWN")
-	not sealvol.capability_default("chown")
+	every c in ["CAP_CHOWN", "CHOWN"] {
+		c in sealvol.default_capabilities
+	}
+	every c in ["CAP_SYS_ADMIN", "CAP_CAP_CHOWN", "chown", "CAP_", ""] {
+		not c in sealvol.default_capabilities
+	}
 }
 
 # Without input nothing holds, so each request is denied whatever its name.

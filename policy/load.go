@@ -58,23 +58,23 @@ func Load(ctx context.Context, text []byte) (*Policy, error) {
 	if len(text) > MaxText {
 		return nil, fmt.Errorf("policy: text of %d bytes is longer than %d: %w", len(text), MaxText, errdefs.ErrInvalidArgument)
 	}
-	module, err := parseModule(string(text))
+	ctx, cancel := context.WithTimeout(ctx, evalLimit)
+	defer cancel()
+	module, author, err := compile(ctx, string(text))
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, evalLimit)
-	defer cancel()
 	digest := sha256.Sum256(text)
 	p := &Policy{text: slices.Clone(text), digest: hex.EncodeToString(digest[:]), document: ast.NullTerm(), rules: map[string]bool{}}
 	for _, rule := range module.Rules {
 		p.rules[string(rule.Head.Ref()[0].Value.(ast.Var))] = true
 	}
 	// Not there is one thing, there but undefined another: the second would open a pod that its author meant to seal.
-	value, err := evaluate(ctx, module, p.rules["sealed_pod"])
-	if err != nil {
-		return nil, err
-	}
-	if p.rules["sealed_pod"] {
+	if p.rules[podRule] {
+		value, err := author.pod(ctx)
+		if err != nil {
+			return nil, err
+		}
 		pod, err := parsePod(value)
 		if err != nil {
 			return nil, fmt.Errorf("policy: %w", err)
@@ -86,10 +86,38 @@ func Load(ctx context.Context, text []byte) (*Policy, error) {
 		}
 		p.document = ast.NewTerm(document)
 	}
-	if p.framework, err = prepare(ctx); err != nil {
+	if p.rules[denyRule] {
+		p.author = author
+	}
+	if p.framework, p.unjudged, err = prepare(ctx); err != nil {
 		return nil, err
 	}
 	return p, nil
+}
+
+// compile parses and compiles a text. Neither can be cancelled: one that ctx ends before goes on for a while, and nobody waits for it.
+func compile(ctx context.Context, text string) (*ast.Module, *author, error) {
+	type answer struct {
+		module *ast.Module
+		author *author
+		err    error
+	}
+	answers := make(chan answer, 1)
+	go func() { // ends with the text
+		module, err := parseModule(text)
+		if err != nil {
+			answers <- answer{err: err}
+			return
+		}
+		author, err := newAuthor(module)
+		answers <- answer{module, author, err}
+	}()
+	select {
+	case got := <-answers:
+		return got.module, got.author, got.err
+	case <-ctx.Done():
+		return nil, nil, fmt.Errorf("policy: reading the text: %w: %w", ctx.Err(), errdefs.ErrInvalidArgument)
+	}
 }
 
 func parseModule(text string) (*ast.Module, error) {
@@ -106,46 +134,29 @@ func parseModule(text string) (*ast.Module, error) {
 	return module, nil
 }
 
-// evaluate compiles the policy and returns the value of sealed_pod, if it has one.
-func evaluate(ctx context.Context, module *ast.Module, sealed bool) (any, error) {
-	compiler := ast.NewCompiler().WithCapabilities(capabilities())
-	if compiler.Compile(map[string]*ast.Module{"policy.rego": module}); compiler.Failed() {
-		return nil, fmt.Errorf("policy: %s: %w", oneLine(compiler.Errors), errdefs.ErrInvalidArgument)
-	}
-	if !sealed {
-		return nil, nil
-	}
-	// As JSON a set is a list in an order that nobody wrote, and the order of suites matters.
-	results, err := rego.New(
-		rego.Compiler(compiler),
-		rego.StrictBuiltinErrors(true),
-		rego.Query(`pod := data.agent_policy.sealed_pod; sets := [path | walk(pod, [path, value]); is_set(value)]`),
-	).Eval(ctx)
+// prepare makes the framework ready to judge, and asks it for the methods that pass whatever they say.
+func prepare(ctx context.Context) (verdict rego.PreparedEvalQuery, unjudged map[string]bool, err error) {
+	compiler, err := ast.CompileModulesWithOpt(map[string]string{"framework.rego": framework}, ast.CompileOpts{
+		ParserOptions: ast.ParserOptions{Capabilities: capabilities(), RegoVersion: ast.RegoV1},
+	})
 	if err != nil {
-		return nil, fmt.Errorf("policy: evaluating sealed_pod: %s: %w", oneLine(err), errdefs.ErrInvalidArgument)
+		return verdict, nil, fmt.Errorf("policy: framework: %w", err)
 	}
-	if len(results) != 1 {
-		return nil, fmt.Errorf("policy: sealed_pod is there but has no value; it must not depend on anything: %w", errdefs.ErrInvalidArgument)
+	ask := func(rule string) *rego.Rego {
+		return rego.New(rego.Compiler(compiler), rego.StrictBuiltinErrors(true), rego.Query("answer := data.sealvol."+rule))
 	}
-	if sets, ok := results[0].Bindings["sets"].([]any); !ok || len(sets) > 0 {
-		return nil, fmt.Errorf("policy: sealed_pod has sets at %s; write arrays: %w", printable(fmt.Sprint(sets...)), errdefs.ErrInvalidArgument)
-	}
-	return results[0].Bindings["pod"], nil
-}
-
-// prepare makes the framework ready to judge.
-func prepare(ctx context.Context) (rego.PreparedEvalQuery, error) {
-	query, err := rego.New(
-		rego.Capabilities(capabilities()),
-		rego.SetRegoVersion(ast.RegoV1),
-		rego.StrictBuiltinErrors(true),
-		rego.Module("framework.rego", framework),
-		rego.Query("data.sealvol.verdict"),
-	).PrepareForEval(ctx)
+	results, err := ask("unjudged").Eval(ctx)
 	if err != nil {
-		return query, fmt.Errorf("policy: framework: %w", err)
+		return verdict, nil, fmt.Errorf("policy: framework: %w", err)
 	}
-	return query, nil
+	unjudged = map[string]bool{}
+	for _, method := range results[0].Bindings["answer"].([]any) {
+		unjudged[method.(string)] = true
+	}
+	if verdict, err = ask("verdict").PrepareForEval(ctx); err != nil {
+		return verdict, nil, fmt.Errorf("policy: framework: %w", err)
+	}
+	return verdict, unjudged, nil
 }
 
 // Default is the policy of a pod that brings none: any container, no volume, no block storage.

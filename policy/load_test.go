@@ -162,7 +162,7 @@ func TestLoadRefuses(t *testing.T) {
 		"a pod with two values":              {[]byte("package agent_policy\nsealed_pod := {\"version\": x} if some x in [1, 2]\n"), "evaluating"},
 		"a pod that is a function":           {[]byte("package agent_policy\nsealed_pod(x) := x\n"), "sealed_pod"},
 		"a built-in that fails":              {text(`{"version": to_number("x")}`), "evaluating"},
-		"a set":                              {text(`{"version": 1, "containers": {"c": {"args": {"a", "b"}}}}`), "args"},
+		"a set":                              {text(`{"version": 1, "containers": {"c": {"args": {"a", "b"}}}}`), "write an array"},
 		"no object":                          {text(`[]`), "sealed_pod: must be an object"},
 		"an unknown key":                     {text(`{"version": 1, "containers": {}, "volume": {}}`), `sealed_pod: unknown key "volume"`},
 		"no version":                         {text(`{"containers": {}}`), "sealed_pod.version"},
@@ -364,8 +364,8 @@ func TestAgentTextLetsThroughWhatTheGatePasses(t *testing.T) {
 
 // FuzzLoad: whatever the host sends as a policy, it is refused with a class or loaded into values that keep their bounds.
 func FuzzLoad(f *testing.F) {
-	for _, dir := range []string{"one-volume", "two-volumes", "open"} {
-		f.Add(read(f, "testdata/CreateContainer/"+dir+"/policy.rego"))
+	for _, dir := range []string{"volumes/one-volume", "volumes/two-volumes", "open/open"} {
+		f.Add(read(f, "testdata/"+dir+"/policy.rego"))
 	}
 	f.Add(text(`{"version": 1, "containers": {"c": {"exec": [["..."]]}}}`))
 	f.Add(text(`{"version": 1, "containers": {"c": {"args": {"a"}}}}`))
@@ -399,7 +399,7 @@ func FuzzLoad(f *testing.F) {
 // The values of sealed_pod are shown as JSON by the control service and read by the framework.
 func TestPodIsJSON(t *testing.T) {
 	t.Parallel()
-	p, err := Load(t.Context(), read(t, "testdata/CreateContainer/one-volume/policy.rego"))
+	p, err := Load(t.Context(), read(t, "testdata/volumes/one-volume/policy.rego"))
 	if err != nil {
 		t.Fatal(err)
 	}

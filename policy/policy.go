@@ -2,7 +2,8 @@
 //
 // The policy is Rego text of package agent_policy, as Kata carries it to the guest in SetPolicy. Its rule sealed_pod is data: the
 // containers and the volumes of the pod, parsed here into types that cannot be wrong. What follows from that data for a request of
-// the host is decided by the framework (framework.rego, embedded and so measured with the guest), never by the author's text.
+// the host is decided by the framework (framework.rego, embedded and so measured with the guest). Rules of the author's own,
+// sealed_pod_deny, see the same input and can only say no to what the framework allows.
 //
 // The package runs in the guest, on text and requests that the host wrote. It touches no file, no network and no device, and imports
 // nothing of the guest's other parts.
@@ -20,7 +21,9 @@ type Policy struct {
 	rules     map[string]bool // the names that the text defines
 	pod       *pod            // nil: the text has no sealed_pod
 	document  *ast.Term       // pod as the framework sees it
+	author    *author         // nil: the text has no rules of its own
 	framework rego.PreparedEvalQuery
+	unjudged  map[string]bool // the methods that the framework lets pass unseen
 }
 
 // Sealed reports whether the policy has a sealed_pod, so that only what it names may run.

@@ -3,11 +3,12 @@
 //
 //	bench node FOLDER-OF-THE-CHECKOUT GO-BENCHMARKS.txt OUTPUT.json
 //	bench sealing TESTBED OUTPUT.json
+//	bench policy OUTPUT.json
 //	bench merge OUTPUT.json INPUT.json...
 //
 // node, in a machine with virtual machines inside, measures what a sealed volume adds to the start of a container, and the memory of
 // each of our processes, and joins that with the gate's Go benchmarks, which ran before. sealing, in a plain machine with three disks,
-// compares our volumes with the bare disk and with what others make of it. Each writes a JSON list and prints a table for people; merge
+// compares our volumes with the bare disk and with what others make of it. policy, on any machine, measures the evaluator. Each writes a JSON list and prints a table for people; merge
 // makes one list of several.
 package main
 
@@ -29,6 +30,8 @@ func run(args []string) error {
 		return benchNode(args[1], args[2], args[3])
 	case len(args) == 3 && args[0] == "sealing":
 		return benchSealing(args[1], args[2])
+	case len(args) == 2 && args[0] == "policy":
+		return benchPolicy(args[1])
 	case len(args) > 2 && args[0] == "merge":
 		return merge(args[1], args[2:]...)
 	}

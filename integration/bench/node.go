@@ -42,10 +42,7 @@ func benchNode(root, benchmarks, output string) (err error) {
 	if err := write(output, results); err != nil {
 		return err
 	}
-	fmt.Println("| measured | of | median | min | max | unit |\n|---|---|---|---|---|---|")
-	for _, r := range results {
-		fmt.Printf("| %s | %s | %.3g | %.3g | %.3g | %s |\n", r.Bench, r.Target, r.Median, r.Min, r.Max, r.Unit)
-	}
+	printResults(results)
 	return nil
 }
 
@@ -192,16 +189,7 @@ func residentMiB(name string) (float64, error) {
 		if p.Program != name {
 			continue
 		}
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID))
-		if err != nil {
-			return 0, err
-		}
-		for line := range strings.Lines(string(text)) {
-			var kib float64
-			if _, err := fmt.Sscanf(line, "VmRSS: %f kB", &kib); err == nil {
-				return kib / 1024, nil
-			}
-		}
+		return resident(strconv.Itoa(p.PID))
 	}
 	return 0, fmt.Errorf("no process %s", name)
 }

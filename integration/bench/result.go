@@ -43,6 +43,14 @@ func (s samples) summarise() []Result {
 	return results
 }
 
+// printResults prints a table for people.
+func printResults(results []Result) {
+	fmt.Println("| measured | of | median | min | max | unit |\n|---|---|---|---|---|---|")
+	for _, r := range results {
+		fmt.Printf("| %s | %s | %.3g | %.3g | %.3g | %s |\n", r.Bench, r.Target, r.Median, r.Min, r.Max, r.Unit)
+	}
+}
+
 func order(results []Result) {
 	slices.SortFunc(results, func(a, b Result) int {
 		return cmp.Or(cmp.Compare(a.Bench, b.Bench), cmp.Compare(a.Target, b.Target))

@@ -118,7 +118,7 @@ func (g *Gate) serve(ctx context.Context, nc net.Conn) error {
 			defer func() { <-places }()
 			ctx, cancel := within(ctx, deadline)
 			defer cancel()
-			resp, err := call(ctx, client, m, req)
+			resp, err := g.pass(ctx, client, m, req)
 			c.answer(f.Stream, m.name, resp, err)
 		})
 	}
@@ -191,6 +191,14 @@ func (g *Gate) judge(deadline time.Time, m method, req proto.Message) (proto.Mes
 	ctx, cancel := within(g.work, deadline)
 	defer cancel()
 	return m.judge(g, ctx, req)
+}
+
+// pass sends a request on that the policy has nothing against.
+func (g *Gate) pass(ctx context.Context, client *ttrpc.Client, m method, req proto.Message) (proto.Message, error) {
+	if err := g.allow(ctx, m.name, req); err != nil {
+		return nil, err
+	}
+	return call(ctx, client, m, req)
 }
 
 // forward sends a judged request on.

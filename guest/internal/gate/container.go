@@ -36,6 +36,7 @@ func (g *Gate) createContainer(ctx context.Context, req *agent.CreateContainerRe
 	if err != nil {
 		return nil, err
 	}
+	state.Devices = g.devices(req.Storages)
 	dec, err := pol.Decide(ctx, "CreateContainer", req, state)
 	if err != nil {
 		return nil, err
@@ -63,6 +64,26 @@ func (g *Gate) createContainer(ctx context.Context, req *agent.CreateContainerRe
 	defer cancelUndo()
 	g.undo(undoCtx, c, forwarded, err)
 	return nil, err
+}
+
+// devices are the disks that the guest sees where the storages say. Not all are there yet, and
+// whether they still are when they are sealed is looked at again then.
+func (g *Gate) devices(storages []*agent.Storage) map[string]policy.Device {
+	devices := map[string]policy.Device{}
+	for _, s := range storages {
+		path, err := pci.Parse(s.Source)
+		if err != nil {
+			continue // no disk
+		}
+		disk, err := g.Disk(path)
+		switch {
+		case err == nil:
+			devices[s.Source] = policy.Device{Plain: true, ReadOnly: disk.ReadOnly, Bytes: disk.Bytes}
+		case errdefs.IsFailedPrecondition(err):
+			devices[s.Source] = policy.Device{}
+		}
+	}
+	return devices
 }
 
 // beforeUndo is when a create has to give up, so that it is undone by the time that the
@@ -257,6 +278,9 @@ func (g *Gate) startContainer(ctx context.Context, req *agent.StartContainerRequ
 	if err := g.inState(c, ready); err != nil {
 		return nil, err
 	}
+	if err := g.allow(ctx, "StartContainer", req); err != nil {
+		return nil, err
+	}
 	resp, checked, err := g.start(ctx, c, req)
 	if !checked {
 		undoCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
@@ -380,6 +404,9 @@ func (g *Gate) updateContainer(ctx context.Context, req *agent.UpdateContainerRe
 		return nil, err
 	}
 	if err := g.inState(c, ready, started); err != nil {
+		return nil, err
+	}
+	if err := g.allow(ctx, "UpdateContainer", req); err != nil {
 		return nil, err
 	}
 	if req.Resources != nil {

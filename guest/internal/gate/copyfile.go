@@ -32,6 +32,9 @@ func (g *Gate) copyFile(ctx context.Context, req *agent.CopyFileRequest) (proto.
 	if shared {
 		return nil, fmt.Errorf("files are not copied into a sandbox with a shared file system: %w", errdefs.ErrPermissionDenied)
 	}
+	if err := g.allow(ctx, "CopyFile", req); err != nil {
+		return nil, err
+	}
 	if err := checkCopy(g.Run, req); err != nil {
 		return nil, fmt.Errorf("copy to %.128q refused: %w", req.Path, err)
 	}

@@ -4,7 +4,9 @@
 //
 // Everything is denied that the table of methods does not pass. What the gate judges itself
 // is protocol: who may call, in which order, how often, with which ids, through which paths.
-// What a pod may run and which volumes its containers have is judged by the pod's policy.
+// What a pod may run and which volumes its containers have is judged by the pod's policy, which
+// also knows each method that passes by its name; only what ends containers and sandbox is not
+// asked of it.
 //
 // State belongs to the sandbox, never to a connection: the host may drop a connection at
 // any moment and come back on another, and finds the sandbox where it was.
@@ -51,6 +53,8 @@ type Volumes interface {
 	Detach(ctx context.Context, name string) error
 	// Release drops what the container has acquired; the last container's closes the volume.
 	Release(ctx context.Context, container string) error
+	// Disks are the PCI paths of the disks that volumes have at present, by volume.
+	Disks() map[string]pci.Path
 	// Number is the device number of the volume's file system.
 	Number(ctx context.Context, name string) (major, minor uint32, err error)
 	// Destroy closes everything and overwrites the keys.
@@ -79,6 +83,9 @@ type Config struct {
 	Default    Policy
 	Volumes    Volumes
 	Namespaces Namespaces
+	// Disk looks at the disk at a PCI path. It is errdefs.ErrNotFound when there is none yet, and errdefs.ErrFailedPrecondition when what
+	// is there is not one plain disk.
+	Disk func(path pci.Path) (pci.Device, error)
 	// Inspect finds what would open the guest beside the gate. What it returns refuses
 	// every request, so it must be fit for the host's eyes.
 	Inspect func() error
@@ -295,8 +302,8 @@ func (c *container) lock(ctx context.Context) (unlock func(), err error) {
 	}
 }
 
-// running returns the policy and the containers that live or may live. It is an error when
-// there is no sandbox for them, which may also have become so since the request was admitted.
+// running returns the policy and what it has to know to judge a request that needs a sandbox.
+// It is an error when there is none, which may also have become so since the request was admitted.
 func (g *Gate) running() (Policy, policy.State, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -306,13 +313,39 @@ func (g *Gate) running() (Policy, policy.State, error) {
 	if g.poison != nil {
 		return nil, policy.State{}, fmt.Errorf("the sandbox can only be removed: %w", g.poison)
 	}
-	state := policy.State{Containers: make(map[string]string, len(g.containers))}
+	return g.policy, g.stateLocked(), nil
+}
+
+// stateLocked is what the policy has to know, but for devices: the containers that live or may
+// live, the volumes that have a disk, and where the host believes them mounted.
+func (g *Gate) stateLocked() policy.State {
+	state := policy.State{
+		Containers: make(map[string]string, len(g.containers)),
+		Volumes:    map[string]string{},
+		Paths:      make(map[string]string, len(g.storages)),
+		Shared:     g.shared,
+	}
 	for id, c := range g.containers {
 		if c.state != gone {
 			state.Containers[id] = c.name
 		}
 	}
-	return g.policy, state, nil
+	for volume, path := range g.Volumes.Disks() {
+		state.Volumes[volume] = path.String()
+	}
+	for path, u := range g.storages {
+		state.Paths[path] = u.volume
+	}
+	return state
+}
+
+// allow asks the policy in force about a request.
+func (g *Gate) allow(ctx context.Context, name string, req proto.Message) error {
+	g.mu.Lock()
+	pol, state := g.policy, g.stateLocked()
+	g.mu.Unlock()
+	_, err := pol.Decide(ctx, name, req, state)
+	return err
 }
 
 // find returns the container. An id that never was is errdefs.ErrNotFound.

@@ -195,6 +195,8 @@ func (v *fakeVolumes) Release(_ context.Context, container string) error {
 	return err
 }
 
+func (v *fakeVolumes) Disks() map[string]pci.Path { return nil }
+
 func (v *fakeVolumes) Number(context.Context, string) (uint32, uint32, error) { return 253, 7, nil }
 
 func (v *fakeVolumes) Destroy(context.Context) error { return v.step("destroy") }
@@ -331,6 +333,9 @@ func start(t testing.TB, options ...option) *harness {
 			return fakePolicy{text: string(text)}, nil
 		},
 		Default: fakePolicy{text: "default"}, Volumes: h.volumes, Namespaces: h.ns,
+		Disk: func(path pci.Path) (pci.Device, error) {
+			return pci.Device{}, fmt.Errorf("no disk at %v: %w", path, errdefs.ErrNotFound)
+		},
 		Inspect: func() error { return nil }, Run: h.run,
 	}
 	for _, o := range options {

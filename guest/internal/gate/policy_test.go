@@ -2,11 +2,18 @@ package gate
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	agent "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 
+	"github.com/sealvol/sealvol/guest/internal/pci"
 	"github.com/sealvol/sealvol/policy"
 )
 
@@ -17,7 +24,7 @@ sealed_pod := {
   "containers": {"app": {"args": ["sleep", "infinity"], "rootfs": "host"}},
   "volumes": {"data": {
     "mode": "ephemeral", "layering": "memory-tags", "suites": ["aegis128-random"], "fs_type": "ext4",
-    "options": ["nosuid", "nodev"], "size": {"min": 0, "max": 1073741824},
+    "options": ["nosuid", "nodev"], "size": {"min": 1073741824, "max": 1073741824},
     "mounts": [{"container": "app", "path": "/data", "read_only": false}]
   }}
 }
@@ -36,6 +43,10 @@ func sealedCreate() *agent.CreateContainerRequest {
 			Mounts: []*agent.Mount{
 				{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 				{Destination: "/data", Type: "bind", Source: point, Options: []string{"rbind", "rw"}},
+				{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid"}},
+				{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance"}},
+				{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
+				{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
 			},
 			Annotations: map[string]string{
 				"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.container-name": "app",
@@ -91,9 +102,11 @@ func TestRealPolicyDeniesBeforeAnythingIsSealed(t *testing.T) {
 		"our own directory as a source": func(r *agent.CreateContainerRequest) {
 			r.OCI.Mounts = append(r.OCI.Mounts, &agent.Mount{Destination: "/x", Type: "bind", Source: "/run/sealvol/volumes/data", Options: []string{"rbind"}})
 		},
-		"volume left out": func(r *agent.CreateContainerRequest) { r.OCI.Mounts, r.Storages = r.OCI.Mounts[:1], nil },
-		"shared mounts":   func(r *agent.CreateContainerRequest) { r.SharedMounts = []*agent.SharedMount{{Name: "x"}} },
-		"vsock streams":   func(r *agent.CreateContainerRequest) { r.StdinPort = 1027 },
+		"volume left out": func(r *agent.CreateContainerRequest) {
+			r.OCI.Mounts, r.Storages = slices.Delete(r.OCI.Mounts, 1, 2), nil
+		},
+		"shared mounts": func(r *agent.CreateContainerRequest) { r.SharedMounts = []*agent.SharedMount{{Name: "x"}} },
+		"vsock streams": func(r *agent.CreateContainerRequest) { r.StdinPort = 1027 },
 		"guest's mount namespace": func(r *agent.CreateContainerRequest) {
 			r.OCI.Linux.Namespaces = r.OCI.Linux.Namespaces[1:]
 		},
@@ -111,4 +124,73 @@ func TestRealPolicyDeniesBeforeAnythingIsSealed(t *testing.T) {
 			h.wantJournal()
 		})
 	}
+}
+
+// What the guest sees of the disk is part of the decision, so that a disk that does not fit is refused with the policy's words.
+func TestDiskThatDoesNotFitIsDeniedBeforeAnythingIsSealed(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		disk pci.Device
+		err  error
+		rule string
+	}{
+		"too small": {disk: pci.Device{Bytes: 1 << 20}, rule: "device_size"},
+		"read-only": {disk: pci.Device{Bytes: 1 << 30, ReadOnly: true}, rule: "device_kind"},
+		"no disk":   {err: fmt.Errorf("a network card: %w", errdefs.ErrFailedPrecondition), rule: "device_kind"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := start(t, withRealPolicies, func(cfg *Config) {
+				cfg.Disk = func(pci.Path) (pci.Device, error) { return c.disk, c.err }
+			})
+			_, err := h.host.SetPolicy(soon(t), &agent.SetPolicyRequest{Policy: realPolicy})
+			must(t, err)
+			h.sandbox().forget()
+			_, err = h.host.CreateContainer(soon(t), sealedCreate())
+			wants(t, err, codes.PermissionDenied, "app", c.rule, "02/01")
+			h.wantJournal()
+		})
+	}
+}
+
+// Every method that the gate lets through is one that the policy's framework knows by its name, and no other is. SetPolicy brings the
+// policy; what ends containers and sandbox is nobody's to forbid.
+func TestGateAndPolicyKnowTheSameMethods(t *testing.T) {
+	t.Parallel()
+	p := policy.Default()
+	for _, m := range methods() {
+		if m.in == nil || m.end || m.name == "SetPolicy" {
+			continue
+		}
+		_, err := p.Decide(t.Context(), m.name, m.in.New().Interface(), policy.State{})
+		var denial *policy.Denial
+		known := !errors.As(err, &denial) || !slices.Contains(denial.Rules, "known_request")
+		if known != (m.verdict != never) {
+			t.Errorf("%s: the gate lets it through: %t, the policy knows it: %t", m.name, m.verdict != never, known)
+		}
+	}
+}
+
+func TestMethodThatThePolicyDeniesDoesNotPass(t *testing.T) {
+	t.Parallel()
+	deny := map[string]error{}
+	for _, name := range []string{"StatsContainer", "StartContainer", "UpdateContainer", "CopyFile", "GetVolumeStats", "RemoveStaleVirtiofsShareMounts"} {
+		deny[name] = fmt.Errorf("%s is not for you: %w", name, errdefs.ErrPermissionDenied)
+	}
+	h := start(t, func(c *Config) { c.Default = fakePolicy{deny: deny} }).sandbox()
+	must(t, h.create("c1", "app", "02/01"))
+	h.forget()
+	_, err := h.host.StatsContainer(soon(t), &agent.StatsContainerRequest{ContainerId: "c1"})
+	wants(t, err, codes.PermissionDenied, "StatsContainer is not for you")
+	wants(t, h.begin("c1"), codes.PermissionDenied, "StartContainer is not for you")
+	_, err = h.host.UpdateContainer(soon(t), &agent.UpdateContainerRequest{ContainerId: "c1"})
+	wants(t, err, codes.PermissionDenied, "UpdateContainer is not for you")
+	_, err = h.host.CopyFile(soon(t), copyTo(filepath.Join(h.run, shareDir, "x"), unix.S_IFREG))
+	wants(t, err, codes.PermissionDenied, "CopyFile is not for you")
+	_, err = h.host.GetVolumeStats(soon(t), &agent.VolumeStatsRequest{VolumeGuestPath: "/run/kata-containers/sandbox/storage/0"})
+	wants(t, err, codes.PermissionDenied, "GetVolumeStats is not for you")
+	_, err = h.host.RemoveStaleVirtiofsShareMounts(soon(t), &agent.RemoveStaleVirtiofsShareMountsRequest{})
+	wants(t, err, codes.PermissionDenied, "RemoveStale")
+	h.wantJournal()
+	must(t, h.remove("c1")) // an end is nobody's to forbid
 }

@@ -155,6 +155,9 @@ func (g *Gate) updateEphemeralMounts(ctx context.Context, req *agent.UpdateEphem
 }
 
 func (g *Gate) removeStaleMounts(ctx context.Context, req *agent.RemoveStaleVirtiofsShareMountsRequest) (proto.Message, error) {
+	if err := g.allow(ctx, "RemoveStaleVirtiofsShareMounts", req); err != nil {
+		return nil, err
+	}
 	release, err := g.share(ctx)
 	if err != nil {
 		return nil, err
@@ -171,6 +174,9 @@ func (g *Gate) getVolumeStats(ctx context.Context, req *agent.VolumeStatsRequest
 	g.mu.Unlock()
 	if !ok {
 		return nil, fmt.Errorf("%.128q is not the path of a sealed volume: %w", req.VolumeGuestPath, errdefs.ErrPermissionDenied)
+	}
+	if err := g.allow(ctx, "GetVolumeStats", req); err != nil {
+		return nil, err
 	}
 	major, minor, err := g.Volumes.Number(ctx, u.volume)
 	if err != nil {

@@ -20,7 +20,7 @@ type verdict int
 
 const (
 	never  verdict = iota // refused, whatever it says
-	pass                  // decoded, re-encoded, sent on
+	pass                  // decoded, re-encoded, sent on if the policy has nothing against it
 	judged                // the gate's own handler decides
 )
 

@@ -19,6 +19,7 @@ type Device struct {
 	Name     string // for example "vda"
 	Number   blockdev.Number
 	Bytes    uint64
+	ReadOnly bool
 	Sequence uint64 // blockdev.Sequence: another disk in the same place has another one
 }
 
@@ -97,9 +98,7 @@ func read(path Path, dir string) (Device, error) {
 	if err != nil {
 		return Device{}, err
 	}
-	if readOnly != 0 {
-		return Device{}, notPlain(path, "disk %s is read-only", device.Name)
-	}
+	device.ReadOnly = readOnly != 0
 	return device, nil
 }
 

@@ -114,7 +114,6 @@ func TestFind(t *testing.T) {
 		"two virtio devices":                        {with(plain(), function+"virtio5/", ""), "02/01", errdefs.IsFailedPrecondition},
 		"two block devices":                         {with(plain(), function+"virtio4/block/vdb/dev", "254:16"), "02/01", errdefs.IsFailedPrecondition},
 		"a block device that is not virtio-blk's":   {disk(function+"virtio4/block/sda", "8:0"), "02/01", errdefs.IsFailedPrecondition},
-		"read-only":                                 {with(plain(), function+"virtio4/block/vda/ro", "1"), "02/01", errdefs.IsFailedPrecondition},
 		"a number that is none":                     {with(plain(), function+"virtio4/block/vda/dev", "vda"), "02/01", errdefs.IsInvalidArgument},
 		"a scsi controller, which has disks deeper": {map[string]string{function + "virtio4/host0/target0:0:0/0:0:0:0/block/sda/dev": "8:0"}, "02/01", errdefs.IsNotFound},
 	}
@@ -134,6 +133,18 @@ func TestFind(t *testing.T) {
 				t.Fatalf("Find = %+v, want %+v", got, want)
 			}
 		})
+	}
+}
+
+func TestFindSaysThatADiskIsReadOnly(t *testing.T) {
+	t.Parallel()
+	path, err := Parse("02/01")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Find(tree(t, with(disk(function+"virtio4/block/vda", "254:0"), function+"virtio4/block/vda/ro", "1")), path)
+	if err != nil || !got.ReadOnly {
+		t.Errorf("Find = %+v, %v", got, err)
 	}
 }
 

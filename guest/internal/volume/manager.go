@@ -205,6 +205,17 @@ func (m *Manager) Number(ctx context.Context, name string) (major, minor uint32,
 	return major, minor, err
 }
 
+// Disks are the PCI paths of the disks that volumes have at present, by volume, those included that are being sealed or closed.
+func (m *Manager) Disks() map[string]pci.Path {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	disks := make(map[string]pci.Path, len(m.claims))
+	for path, volume := range m.claims {
+		disks[volume] = path
+	}
+	return disks
+}
+
 // withOpen calls do for a volume that is open, while nothing else happens to it.
 func (m *Manager) withOpen(ctx context.Context, name string, do func(*volume) error) error {
 	m.mu.Lock()

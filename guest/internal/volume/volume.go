@@ -243,6 +243,9 @@ func (m *Manager) takeDisk(ctx context.Context, v *volume) (_ closer, err error)
 	if v.disk, err = m.kernel.disks.Wait(ctx, v.path); err != nil {
 		return nil, err
 	}
+	if v.disk.ReadOnly {
+		return nil, fmt.Errorf("the disk at PCI path %v is read-only: %w", v.path, errdefs.ErrFailedPrecondition)
+	}
 	v.found = time.Now()
 	return m.kernel.disks.Hold(ctx, v.disk)
 }

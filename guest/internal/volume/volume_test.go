@@ -832,3 +832,32 @@ func TestCheckRelease(t *testing.T) {
 		}
 	}
 }
+
+func TestADiskThatIsReadOnlyIsNotSealed(t *testing.T) {
+	t.Parallel()
+	m, w := newWorld(t)
+	disk := w.disks["02/01"]
+	disk.ReadOnly = true
+	w.disks["02/01"] = disk
+	err := m.Acquire(t.Context(), "c", "v", spec(), path(t, "02/01"))
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "read-only") || w.left() != "" {
+		t.Errorf("got %v, left: %s", err, w.left())
+	}
+}
+
+// The policy decides by it which disk a volume may come back on.
+func TestDisksAreThoseOfOpenVolumes(t *testing.T) {
+	t.Parallel()
+	m, _ := newWorld(t)
+	if len(m.Disks()) != 0 {
+		t.Errorf("before: %v", m.Disks())
+	}
+	mustAcquire(t, m, "02/01")
+	if got := m.Disks(); len(got) != 1 || got["v"] != path(t, "02/01") {
+		t.Errorf("open: %v", got)
+	}
+	mustRelease(t, m)
+	if len(m.Disks()) != 0 {
+		t.Errorf("closed: %v", m.Disks())
+	}
+}
