@@ -145,7 +145,7 @@ func serve() (err error) {
 	}
 	defer reader.Close()
 	log.Info("serving the host", "version", version())
-	return run(ctx, kata, g, control.Service{Version: version(), Sandbox: g, Volumes: volumes}, host, reader)
+	return run(ctx, kata, g, control.Service{Version: version(), Sandbox: g, Volumes: volumes, Now: time.Now}, host, reader)
 }
 
 // run serves until a signal comes, or fails when a part of the service does.

@@ -1,7 +1,7 @@
 // Command sealvol is the tool of operators and pod authors. It runs on the node
 // and is not trusted by the guest; what it shows came through the host.
 //
-// It may import the guest's control API and nothing else of the project.
+// It may import the guest's public packages (guest/api) and nothing else of the project.
 package main
 
 import (
@@ -33,7 +33,11 @@ Commands:
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	os.Exit(run(ctx, os.Args[1:], []command{{"inspect", inspectShort, newInspector().run}}, os.Stdout, os.Stderr))
+	commands := []command{
+		{"inspect", inspectShort, (&inspector{newGuests()}).run},
+		{"receipt", receiptShort, (&receiver{newGuests()}).run},
+	}
+	os.Exit(run(ctx, os.Args[1:], commands, os.Stdout, os.Stderr))
 }
 
 // run returns the exit status: 0, 1 after an error, 2 after wrong usage.

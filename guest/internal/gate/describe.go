@@ -23,18 +23,20 @@ func (g *Gate) Describe() (*sealvolv1.Policy, []string) {
 	if g.poison != nil {
 		warnings = append(warnings, "the sandbox can only be removed: "+g.poison.Error())
 	}
-	ids := map[string]string{}
-	for id, c := range g.containers {
+	alive := map[string]*container{}
+	for _, c := range g.containers {
 		if c.state != gone && !c.sandbox {
-			ids[c.name] = id
+			alive[c.name] = c
 		}
 	}
 	containers := g.policy.Containers()
 	for _, name := range slices.Sorted(maps.Keys(containers)) {
 		c := containers[name]
-		described.Containers = append(described.Containers, &sealvolv1.Container{
-			Name: name, Rootfs: string(c.RootFS), ArgsPinned: c.Args != nil, Id: ids[name],
-		})
+		line := &sealvolv1.Container{Name: name, Rootfs: string(c.RootFS), ArgsPinned: c.Args != nil}
+		if live := alive[name]; live != nil {
+			line.Id, line.State = live.id, live.state.String()
+		}
+		described.Containers = append(described.Containers, line)
 		if c.RootFS == policy.HostRootFS {
 			warnings = append(warnings, fmt.Sprintf("container %s: its root file system is the host's, so sealing protects the disk only", name))
 		}
