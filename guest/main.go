@@ -25,6 +25,7 @@ import (
 	"github.com/sealvol/sealvol/guest/internal/filesystem"
 	"github.com/sealvol/sealvol/guest/internal/gate"
 	"github.com/sealvol/sealvol/guest/internal/hostvsock"
+	"github.com/sealvol/sealvol/guest/internal/initdata"
 	"github.com/sealvol/sealvol/guest/internal/mountns"
 	"github.com/sealvol/sealvol/guest/internal/volume"
 	"github.com/sealvol/sealvol/policy"
@@ -90,10 +91,7 @@ func serve() (err error) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 
-	fallback, err := loadDefault(ctx, cfg.Policy)
-	if err != nil {
-		return err
-	}
+	attested, fallback, from := startPolicy(ctx, cfg, log)
 	if err := os.Mkdir(runDir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
@@ -124,6 +122,7 @@ func serve() (err error) {
 		Dial:       kata.Dial,
 		Load:       func(ctx context.Context, text []byte) (gate.Policy, error) { return policy.Load(ctx, text) },
 		Default:    fallback,
+		Origin:     from,
 		Volumes:    volumes,
 		Namespaces: mountns.Processes{Proc: "/proc", Shared: []string{agentRun + "/shared/containers", agentRun + "/sandbox/shm"}},
 		Inspect:    func() error { return inspect(declared) },
@@ -145,7 +144,8 @@ func serve() (err error) {
 	}
 	defer reader.Close()
 	log.Info("serving the host", "version", version())
-	return run(ctx, kata, g, control.Service{Version: version(), Sandbox: g, Volumes: volumes, Now: time.Now}, host, reader)
+	service := control.Service{Version: version(), Sandbox: g, Volumes: volumes, TEE: attested, Now: time.Now}
+	return run(ctx, kata, g, service, host, reader)
 }
 
 // run serves until a signal comes, or fails when a part of the service does.
@@ -164,19 +164,24 @@ func run(ctx context.Context, kata *agent.Agent, g *gate.Gate, c control.Service
 	return group.Wait()
 }
 
-func loadDefault(ctx context.Context, file string) (*policy.Policy, error) {
-	if file == "" {
-		return policy.Default(), nil
+// startPolicy finds the TEE, nil for none, and the policy that is in force before any request. When there can be none, nothing is
+// accepted and the host is told why.
+func startPolicy(ctx context.Context, cfg config, log *slog.Logger) (attester, *policy.Policy, gate.Origin) {
+	t, err := openTEE(cfg.InsecureTEE, log)
+	var p *policy.Policy
+	var from gate.Origin
+	if err == nil {
+		p, from, err = origin(ctx, cfg, t, func() (*initdata.Document, error) { return initdata.Find("/sys", "/dev") })
 	}
-	text, err := os.ReadFile(file)
 	if err != nil {
-		return nil, fmt.Errorf("the image's policy: %w", err)
+		log.Error("no policy, so nothing is accepted", "error", err)
+		return t, policy.Default(), gate.Origin{Source: gate.FromImage, Refused: err}
 	}
-	p, err := policy.Load(ctx, text)
-	if err != nil {
-		return nil, fmt.Errorf("the image's policy %s: %w", file, err)
+	log.Info("policy in force", "source", from.Source, "digest", p.Digest(), "sealed", p.Sealed(), "fixed", from.Text != "")
+	if from.Text == "" {
+		log.Warn("the host may bring a policy of its own (SetPolicy), which nothing binds to the guest's measurement")
 	}
-	return p, nil
+	return t, p, from
 }
 
 func startAgent(ctx context.Context, cfg config) (*agent.Agent, error) {

@@ -14,11 +14,16 @@ import (
 func (g *Gate) Describe() (*sealvolv1.Policy, []string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	described := &sealvolv1.Policy{Source: "image", Digest: g.policy.Digest(), InForce: true}
-	var warnings []string
+	described := &sealvolv1.Policy{
+		Source: g.Origin.Source, Digest: g.policy.Digest(), InForce: g.Origin.Refused == nil, InitData: g.Origin.InitData,
+	}
+	warnings := slices.Clone(g.Origin.Warnings)
+	if g.Origin.Refused != nil {
+		warnings = append(warnings, "nothing is accepted: "+g.Origin.Refused.Error())
+	}
 	if g.policyTaken {
-		described.Source = "set-policy"
-		warnings = append(warnings, "the policy is the host's word: nothing binds it to the guest's measurement yet")
+		described.Source = FromSetPolicy
+		warnings = append(warnings, "the policy is the host's word: nothing binds it to the guest's measurement")
 	}
 	if g.poison != nil {
 		warnings = append(warnings, "the sandbox can only be removed: "+g.poison.Error())

@@ -11,6 +11,7 @@
 package gate
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -77,6 +78,7 @@ type Config struct {
 	Load func(ctx context.Context, text []byte) (Policy, error)
 	// Default is in force as long as the host has brought none.
 	Default    Policy
+	Origin     Origin // of Default
 	Volumes    Volumes
 	Namespaces Namespaces
 	// Inspect finds what would open the guest beside the gate. What it returns refuses
@@ -180,7 +182,7 @@ func New(ctx context.Context, cfg Config) (*Gate, error) {
 		Config:     cfg,
 		methods:    methods(),
 		agent:      ttrpc.NewClient(conn),
-		inspect:    sync.OnceValue(cfg.Inspect),
+		inspect:    sync.OnceValue(func() error { return cmp.Or(cfg.Origin.Refused, cfg.Inspect()) }),
 		paths:      semaphore.NewWeighted(wholePath),
 		settle:     settleTimeout,
 		policy:     cfg.Default,

@@ -330,7 +330,7 @@ func start(t testing.TB, options ...option) *harness {
 			}
 			return fakePolicy{text: string(text)}, nil
 		},
-		Default: fakePolicy{text: "default"}, Volumes: h.volumes, Namespaces: h.ns,
+		Default: fakePolicy{text: "default"}, Origin: Origin{Source: FromImage}, Volumes: h.volumes, Namespaces: h.ns,
 		Inspect: func() error { return nil }, Run: h.run,
 	}
 	for _, o := range options {
