@@ -25,7 +25,6 @@ import (
 	"github.com/sealvol/sealvol/guest/internal/filesystem"
 	"github.com/sealvol/sealvol/guest/internal/gate"
 	"github.com/sealvol/sealvol/guest/internal/hostvsock"
-	"github.com/sealvol/sealvol/guest/internal/initdata"
 	"github.com/sealvol/sealvol/guest/internal/mountns"
 	"github.com/sealvol/sealvol/guest/internal/volume"
 	"github.com/sealvol/sealvol/policy"
@@ -162,26 +161,6 @@ func run(ctx context.Context, kata *agent.Agent, g *gate.Gate, c control.Service
 		}
 	})
 	return group.Wait()
-}
-
-// startPolicy finds the TEE, nil for none, and the policy that is in force before any request. When there can be none, nothing is
-// accepted and the host is told why.
-func startPolicy(ctx context.Context, cfg config, log *slog.Logger) (attester, *policy.Policy, gate.Origin) {
-	t, err := openTEE(cfg.InsecureTEE, log)
-	var p *policy.Policy
-	var from gate.Origin
-	if err == nil {
-		p, from, err = origin(ctx, cfg, t, func() (*initdata.Document, error) { return initdata.Find("/sys", "/dev") })
-	}
-	if err != nil {
-		log.Error("no policy, so nothing is accepted", "error", err)
-		return t, policy.Default(), gate.Origin{Source: gate.FromImage, Refused: err}
-	}
-	log.Info("policy in force", "source", from.Source, "digest", p.Digest(), "sealed", p.Sealed(), "fixed", from.Text != "")
-	if from.Text == "" {
-		log.Warn("the host may bring a policy of its own (SetPolicy), which nothing binds to the guest's measurement")
-	}
-	return t, p, from
 }
 
 func startAgent(ctx context.Context, cfg config) (*agent.Agent, error) {

@@ -26,6 +26,26 @@ type attester interface {
 	LaunchData(ctx context.Context) ([]byte, error)
 }
 
+// startPolicy finds the TEE, nil for none, and the policy that is in force before any request. When there can be none, nothing is
+// accepted and the host is told why.
+func startPolicy(ctx context.Context, cfg config, log *slog.Logger) (attester, *policy.Policy, gate.Origin) {
+	t, err := openTEE(cfg.InsecureTEE, log)
+	var p *policy.Policy
+	var from gate.Origin
+	if err == nil {
+		p, from, err = origin(ctx, cfg, t, func() (*initdata.Document, error) { return initdata.Find("/sys", "/dev") })
+	}
+	if err != nil {
+		log.Error("no policy, so nothing is accepted", "error", err)
+		return t, policy.Default(), gate.Origin{Source: gate.FromImage, Refused: err}
+	}
+	log.Info("policy in force", "source", from.Source, "digest", p.Digest(), "sealed", p.Sealed(), "fixed", from.Text != "")
+	if from.Text == "" {
+		log.Warn("the host may bring a policy of its own (SetPolicy), which nothing binds to the guest's measurement")
+	}
+	return t, p, from
+}
+
 // openTEE returns nil where there is no TEE and the image wants no double of one.
 func openTEE(double string, log *slog.Logger) (attester, error) {
 	t, err := tee.Open()
@@ -56,27 +76,12 @@ func origin(ctx context.Context, cfg config, t attester, find func() (*initdata.
 	if err != nil {
 		return nil, gate.Origin{}, err
 	}
-	o := gate.Origin{Source: gate.FromImage}
-	if t != nil && t.Provider() == receipt.Insecure {
-		o.Warnings = append(o.Warnings, "a test double stands for the TEE: nothing is attested")
-	}
-	if document != nil {
-		o.InitData = &sealvolv1.InitData{Algorithm: document.Algorithm, Digest: hex.EncodeToString(document.Digest)}
-	}
-	switch {
-	case cfg.PolicySource == sourceImage:
-		o.Text, err = imageText(cfg.Policy)
-		if err == nil && document != nil && document.Policy != "" && document.Policy != o.Text {
-			err = fmt.Errorf("init-data has a policy, and the image takes none but its own (policy_source = %q): %w", sourceImage, errdefs.ErrPermissionDenied)
-		}
-	case document != nil && document.Policy != "":
-		o.Source, o.Text = gate.FromInitData, document.Policy
-	case cfg.PolicySource == sourceInitData:
-		err = fmt.Errorf("the image takes its policy from init-data alone (policy_source = %q), and there is no policy.rego: give the pod init-data that has it (annotation io.katacontainers.config.hypervisor.cc_init_data): %w",
-			sourceInitData, errdefs.ErrFailedPrecondition)
-	}
+	o, err := choose(cfg, document)
 	if err != nil {
 		return nil, gate.Origin{}, err
+	}
+	if t != nil && t.Provider() == receipt.Insecure {
+		o.Warnings = append(o.Warnings, "a test double stands for the TEE: nothing is attested")
 	}
 	text := o.Text
 	if text == "" {
@@ -92,6 +97,35 @@ func origin(ctx context.Context, cfg config, t attester, find func() (*initdata.
 		return nil, gate.Origin{}, fmt.Errorf("the policy of the %s: %w", o.Source, err)
 	}
 	return p, o, nil
+}
+
+// choose says which source the policy has by the image's demand; document is bound, or nil.
+func choose(cfg config, document *initdata.Document) (o gate.Origin, err error) {
+	given := ""
+	if document != nil {
+		o.InitData = &sealvolv1.InitData{Algorithm: document.Algorithm, Digest: hex.EncodeToString(document.Digest)}
+		given = document.Policy
+	}
+	if cfg.PolicySource == sourceImage {
+		o.Source = gate.FromImage
+		if o.Text, err = imageText(cfg.Policy); err != nil {
+			return o, err
+		}
+		if given != "" && given != o.Text {
+			return o, fmt.Errorf("init-data has a policy, and the image takes none but its own (policy_source = %q): %w", sourceImage, errdefs.ErrPermissionDenied)
+		}
+		return o, nil
+	}
+	if given != "" {
+		o.Source, o.Text = gate.FromInitData, given
+		return o, nil
+	}
+	if cfg.PolicySource == sourceInitData {
+		return o, fmt.Errorf("the image takes its policy from init-data alone (policy_source = %q), and there is no policy.rego: give the pod init-data that has it (annotation io.katacontainers.config.hypervisor.cc_init_data): %w",
+			sourceInitData, errdefs.ErrFailedPrecondition)
+	}
+	o.Source = gate.FromImage
+	return o, nil
 }
 
 // boundDocument finds the document that the TEE reports; nil: it reports none, and there is none.

@@ -234,3 +234,26 @@ func TestReceiptCommandLine(t *testing.T) {
 		t.Errorf("help: %v\n%s", err, out)
 	}
 }
+
+// FuzzReceiptAnswer gives hostile answers to the check; what passes it can be shown on a terminal.
+func FuzzReceiptAnswer(f *testing.F) {
+	nonce, err := hex.DecodeString(hexNonce)
+	if err != nil {
+		f.Fatal(err)
+	}
+	encoded, err := receipt.Receipt{Version: receipt.Version, TEE: "sev_guest", Nonce: hexNonce}.Encode()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(encoded, snpReport(receipt.ReportData(encoded)))
+	f.Add(encoded, []byte{})
+	f.Add([]byte("{}"), []byte("x"))
+	f.Fuzz(func(t *testing.T, encoded, quoted []byte) {
+		if checkReceipt(&sealvolv1.ReceiptResponse{Receipt: encoded, Quote: quoted}, nonce) != nil {
+			return
+		}
+		if strings.ContainsFunc(string(encoded), unprintable) || !bytes.Contains(encoded, []byte(hexNonce)) {
+			t.Errorf("%q is shown", encoded)
+		}
+	})
+}

@@ -111,7 +111,7 @@ func TestSealedVolumeHoldsDataThatTheHostCannotRead(t *testing.T) {
 	if len(r.Containers) != 1 || r.Containers[0].State != "started" || r.Containers[0].RootFS != "host" || r.Containers[0].ID != container {
 		t.Errorf("the receipt must show the container:\n%s", encoded)
 	}
-	if len(r.Volumes) != 1 || r.Volumes[0].State != "open" || r.Volumes[0].Created.IsZero() || r.Volumes[0].PCIPath != "02/01" || len(r.Volumes[0].Mounts) != 1 ||
+	if len(r.Volumes) != 1 || r.Volumes[0].State != "open" || r.Volumes[0].Created.IsZero() || r.Volumes[0].PCIPath == "" || len(r.Volumes[0].Mounts) != 1 ||
 		r.Volumes[0].Mounts[0].Container != "my-container" || r.Volumes[0].Mounts[0].Path != "/mnt/encrypted" {
 		t.Errorf("the receipt must show the volume that is mounted:\n%s", encoded)
 	}

@@ -5,6 +5,7 @@
 package quote
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 
@@ -59,7 +60,7 @@ func parseSNP(report []byte) (c Claims, err error) {
 		return c, fmt.Errorf("quote: attestation report of version %d, %d to %d are known: %w", v, snpOldest, snpNewest, errdefs.ErrInvalidArgument)
 	}
 	copy(c.ReportData[:], report[snpReportData:])
-	c.LaunchData = clone(report[snpHostData:][:snpHostBytes])
+	c.LaunchData = bytes.Clone(report[snpHostData:][:snpHostBytes])
 	return c, nil
 }
 
@@ -110,7 +111,7 @@ func parseTDX(quote []byte) (c Claims, err error) {
 		return c, shortTDX(quote)
 	}
 	copy(c.ReportData[:], body[tdxReportData:])
-	c.LaunchData = clone(body[tdxMRConfigID:][:tdxMRConfigBytes])
+	c.LaunchData = bytes.Clone(body[tdxMRConfigID:][:tdxMRConfigBytes])
 	return c, nil
 }
 
@@ -136,5 +137,3 @@ func cut(b []byte, n int) (head, rest []byte, ok bool) {
 	}
 	return b[:n], b[n:], true
 }
-
-func clone(b []byte) []byte { return append([]byte(nil), b...) }

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/containerd/errdefs"
@@ -316,7 +317,7 @@ func TestQuoteAsksAtTheLevelThatTheGuestMay(t *testing.T) {
 
 func TestQuoteThatFailsLeavesNothing(t *testing.T) {
 	t.Parallel()
-	for name, break_ := range map[string]func(*configfs){
+	for name, breakIt := range map[string]func(*configfs){
 		"no place for an entry": func(c *configfs) { c.failing["mkdir"] = unix.ENOMEM },
 		"inblob":                func(c *configfs) { c.failing["inblob"] = unix.EBUSY },
 		"privlevel":             func(c *configfs) { c.floor, c.failing["privlevel"] = "2", unix.EINVAL },
@@ -339,7 +340,7 @@ func TestQuoteThatFailsLeavesNothing(t *testing.T) {
 			t.Parallel()
 			c := newConfigfs("sev_guest")
 			tee := mustOpen(t, c, noTDX)
-			break_(c)
+			breakIt(c)
 			blob, err := tee.Quote(t.Context(), [64]byte{1})
 			if !errdefs.IsUnavailable(err) || blob != nil || strings.Contains(err.Error(), "\n") {
 				t.Errorf("got %d bytes, %v", len(blob), err)
@@ -375,7 +376,7 @@ func TestQuotesAreMadeOneByOneAndFewMayWait(t *testing.T) {
 		given <- err
 	}()
 	for len(tee.waiting) < maxWaiting { // until each of them is in line
-		unix.Nanosleep(&unix.Timespec{Nsec: 1e5}, nil)
+		time.Sleep(100 * time.Microsecond)
 	}
 	if _, err := tee.Quote(t.Context(), [64]byte{1}); !errdefs.IsResourceExhausted(err) {
 		t.Errorf("one too many: %v", err)
