@@ -18,11 +18,14 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/sealvol/sealvol/policy"
 )
 
 const (
-	// MaxDocument bounds a document's text, in bytes: a policy as long as one may be, and as much again.
-	MaxDocument = 2 << 20
+	// MaxDocument bounds a document's text, in bytes: a policy as long as one may be, and 256 KiB for what others have in it. Text that
+	// is nothing but dots, each a table in a table, takes some 200 times as much memory for a second.
+	MaxDocument = policy.MaxText + 256<<10
 
 	version   = "0.1.0"
 	policyKey = "policy.rego"
@@ -42,7 +45,7 @@ func Parse(text []byte) (*Document, error) {
 	if len(text) > MaxDocument {
 		return nil, malformed("its text is longer than %d bytes", MaxDocument)
 	}
-	// Not into a struct, whose keys this decoder finds in any case.
+	// Not into a struct: its keys are found in any case then, and the list of those that it has not takes quadratic time.
 	var top map[string]any
 	if err := toml.Unmarshal(text, &top); err != nil {
 		return nil, malformed("%v", err)
@@ -69,11 +72,11 @@ func Parse(text []byte) (*Document, error) {
 			return nil, malformed("data %.64q is no string", key)
 		}
 	}
-	policy, there := data[policyKey].(string)
-	if there && policy == "" {
+	author, there := data[policyKey].(string)
+	if there && author == "" {
 		return nil, malformed("%s is empty", policyKey)
 	}
-	return &Document{Algorithm: algorithm, Digest: sum, Policy: policy}, nil
+	return &Document{Algorithm: algorithm, Digest: sum, Policy: author}, nil
 }
 
 func digest(algorithm string, text []byte) ([]byte, error) {

@@ -128,13 +128,15 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
-// A parser that goes down into every bracket would take the guest's memory, before anything is known of who wrote them.
+// A parser that goes down into every bracket and dot would take the guest's memory, before anything is known of who wrote them.
 func TestDocumentThatIsDeeperThanAnyStack(t *testing.T) {
 	t.Parallel()
 	for name, text := range map[string]string{
 		"arrays": "a = " + strings.Repeat("[", MaxDocument-10),
 		"tables": "a = " + strings.Repeat("{a=", MaxDocument/3-10),
 		"keys":   strings.Repeat("a.", MaxDocument/2-10) + "a = 1",
+		"header": "[" + strings.Repeat("a.", MaxDocument/2-10) + "a]",
+		"data":   "[data]\n" + strings.Repeat("a.", MaxDocument/2-10) + "a = 1",
 	} {
 		if _, err := Parse([]byte(text)); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s: %.200v", name, err)
