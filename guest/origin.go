@@ -161,5 +161,8 @@ func imageText(file string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("the image's policy: %w", err)
 	}
+	if len(text) == 0 { // which would also read as if there were none
+		return "", fmt.Errorf("the image's policy: %s is empty: %w", file, errdefs.ErrInvalidArgument)
+	}
 	return string(text), nil
 }

@@ -151,6 +151,7 @@ func TestOriginRefuses(t *testing.T) {
 		},
 		"pinned, and init-data has another": {[]policySource{sourceImage}, image, launched, found(doc), errdefs.IsPermissionDenied, "none but its own"},
 		"no file of the image":              {[]policySource{sourceImage, sourceSetPolicy}, "/absent", nil, missing, func(err error) bool { return errors.Is(err, os.ErrNotExist) }, "image"},
+		"empty file of the image":           {[]policySource{sourceImage, sourceSetPolicy}, imageFile(t, ""), nil, missing, errdefs.IsInvalidArgument, "empty"},
 		"image's policy that does not load": {[]policySource{sourceImage, sourceSetPolicy}, imageFile(t, "package other"), nil, missing, errdefs.IsInvalidArgument, "image"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -58,6 +58,8 @@ type Policy struct {
 	Source string `json:"source"`
 	// Digest is the SHA-256 of the policy's text, in lower-case hex.
 	Digest string `json:"digest"`
+	// InForce is false in a guest that accepts nothing; a warning says why.
+	InForce bool `json:"in_force"`
 	// InitData is the document that the guest found and whose digest is the TEE's HOSTDATA or MRCONFIGID; nil when there is none.
 	InitData *InitData `json:"init_data,omitempty"`
 }
@@ -157,7 +159,8 @@ func Parse(encoded []byte) (Receipt, error) {
 // Verify checks that a quote's report data stands for an encoded receipt and that the receipt answers the nonce, and returns it.
 //
 // The caller must have verified the quote itself: its signature and certificates, that the TEE is not open to debugging, the
-// measurement, and HOSTDATA or MRCONFIGID where the policy comes from init-data. Report data and nonce that do not fit are
+// measurement, and HOSTDATA or MRCONFIGID where the policy comes from init-data. What the receipt says is for the caller to judge:
+// the policy's source and digest, and the volumes. Report data and nonce that do not fit are
 // errdefs.ErrUnauthenticated, bytes that are no receipt errdefs.ErrInvalidArgument.
 func Verify(reportData, encoded, nonce []byte) (Receipt, error) {
 	want := ReportData(encoded)

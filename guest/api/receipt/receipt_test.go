@@ -25,7 +25,7 @@ func full() Receipt {
 		Version: Version, Service: "v0.1.0", TEE: "sev_guest", Nonce: "30313233343536373839616263646566",
 		Issued: time.Date(2026, 3, 1, 12, 30, 0, 0, time.UTC),
 		Policy: Policy{
-			Source: "init-data", Digest: strings.Repeat("5e", 32),
+			Source: "init-data", Digest: strings.Repeat("5e", 32), InForce: true,
 			InitData: &InitData{Algorithm: "sha384", Digest: strings.Repeat("0a", 48)},
 		},
 		Containers: []Container{

@@ -27,7 +27,7 @@ type sandbox struct{}
 
 func (sandbox) Describe() (*sealvolv1.Policy, []string) {
 	return &sealvolv1.Policy{
-		Source: "init-data", Digest: "d", InitData: &sealvolv1.InitData{Algorithm: "sha384", Digest: "i"},
+		Source: "init-data", Digest: "d", InForce: true, InitData: &sealvolv1.InitData{Algorithm: "sha384", Digest: "i"},
 		Containers: []*sealvolv1.Container{{Name: "app", Rootfs: "host", ArgsPinned: true, Id: "c1", State: "started"}},
 	}, []string{"w"}
 }
@@ -112,7 +112,7 @@ func TestReceiptSaysWhatIsSealedAndIsQuoted(t *testing.T) {
 	}
 	want := receipt.Receipt{
 		Version: 1, Service: "v", TEE: "sev_guest", Nonce: "30313233343536373839616263646566", Issued: time.Unix(1500000000, 0).UTC(),
-		Policy:     receipt.Policy{Source: "init-data", Digest: "d", InitData: &receipt.InitData{Algorithm: "sha384", Digest: "i"}},
+		Policy:     receipt.Policy{Source: "init-data", Digest: "d", InForce: true, InitData: &receipt.InitData{Algorithm: "sha384", Digest: "i"}},
 		Containers: []receipt.Container{{Name: "app", RootFS: "host", ArgsPinned: true, State: "started", ID: "c1"}},
 		Volumes: []receipt.Volume{
 			{

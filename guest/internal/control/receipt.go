@@ -49,7 +49,7 @@ func (s Service) receipt(nonce []byte) receipt.Receipt {
 		TEE:      s.tee(),
 		Nonce:    hex.EncodeToString(nonce),
 		Issued:   s.Now().UTC().Truncate(time.Second),
-		Policy:   receipt.Policy{Source: policy.Source, Digest: policy.Digest},
+		Policy:   receipt.Policy{Source: policy.Source, Digest: policy.Digest, InForce: policy.InForce},
 		Warnings: warnings,
 	}
 	if d := policy.InitData; d != nil {
