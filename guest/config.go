@@ -20,6 +20,11 @@ type config struct {
 	// Policy is the file with the policy of pods that bring none; "" is one that allows any
 	// container and no block storage.
 	Policy string `toml:"policy"`
+	// PolicySource is the least trusted source that a policy may come from.
+	PolicySource policySource `toml:"policy_source"`
+	// InsecureTEE is a file with an attestation report of SEV-SNP that stands for the TEE of a
+	// machine that has none, for tests. It proves nothing.
+	InsecureTEE string `toml:"insecure_tee"`
 	// Mkfs is the path of mkfs.ext4.
 	Mkfs string `toml:"mkfs"`
 	// MkfsXFS is the path of mkfs.xfs. It need not be there when no policy wants xfs.
@@ -39,6 +44,19 @@ type config struct {
 	} `toml:"agent"`
 }
 
+// policySource says where a pod's policy may come from.
+type policySource string
+
+const (
+	// sourceInitData: from init-data that is bound to the TEE, and nothing else.
+	sourceInitData policySource = "init-data"
+	// sourceImage: the image's own, and nothing else.
+	sourceImage policySource = "image"
+	// sourceSetPolicy: from bound init-data; without it from the host's first SetPolicy; until
+	// then, the image's own.
+	sourceSetPolicy policySource = "set-policy"
+)
+
 type duration time.Duration
 
 // UnmarshalText implements encoding.TextUnmarshaler.
@@ -49,7 +67,7 @@ func (d *duration) UnmarshalText(text []byte) error {
 }
 
 func defaults() config {
-	c := config{LogLevel: slog.LevelInfo, Mkfs: "/usr/sbin/mkfs.ext4", MkfsXFS: "/usr/sbin/mkfs.xfs", Cryptsetup: "/usr/sbin/cryptsetup"}
+	c := config{LogLevel: slog.LevelInfo, PolicySource: sourceSetPolicy, Mkfs: "/usr/sbin/mkfs.ext4", MkfsXFS: "/usr/sbin/mkfs.xfs", Cryptsetup: "/usr/sbin/cryptsetup"}
 	c.Agent.Path = "/usr/bin/kata-agent"
 	c.Agent.Config = "/etc/sealvol/agent.toml"
 	c.Agent.Socket = filepath.Join(runDir, "agent/agent.sock")
@@ -80,6 +98,20 @@ func loadConfig(file string) (config, error) {
 		if !filepath.IsAbs(path) {
 			return config{}, fmt.Errorf("%s: %s = %q is not an absolute path: %w", file, key, path, errdefs.ErrInvalidArgument)
 		}
+	}
+	for key, path := range map[string]string{"policy": c.Policy, "insecure_tee": c.InsecureTEE} {
+		if path != "" && !filepath.IsAbs(path) {
+			return config{}, fmt.Errorf("%s: %s = %q is not an absolute path: %w", file, key, path, errdefs.ErrInvalidArgument)
+		}
+	}
+	switch c.PolicySource {
+	case sourceInitData, sourceImage, sourceSetPolicy:
+	default:
+		return config{}, fmt.Errorf("%s: policy_source = %q is none of %s, %s and %s: %w",
+			file, c.PolicySource, sourceInitData, sourceImage, sourceSetPolicy, errdefs.ErrInvalidArgument)
+	}
+	if c.PolicySource == sourceImage && c.Policy == "" {
+		return config{}, fmt.Errorf("%s: policy_source = %q needs policy, the image's own: %w", file, sourceImage, errdefs.ErrInvalidArgument)
 	}
 	if c.Agent.StartTimeout <= 0 {
 		return config{}, fmt.Errorf("%s: agent.start_timeout must be positive: %w", file, errdefs.ErrInvalidArgument)

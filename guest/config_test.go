@@ -39,6 +39,8 @@ func TestConfigSetsEveryKey(t *testing.T) {
 	got, err := load(t, `
 log_level = "debug"
 policy = "/etc/sealvol/policy.rego"
+policy_source = "init-data"
+insecure_tee = "/etc/sealvol/report"
 mkfs = "/sbin/mkfs.ext4"
 mkfs_xfs = "/sbin/mkfs.xfs"
 cryptsetup = "/sbin/cryptsetup"
@@ -53,7 +55,7 @@ start_timeout = "90s"
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := config{LogLevel: slog.LevelDebug, Policy: "/etc/sealvol/policy.rego", Mkfs: "/sbin/mkfs.ext4", MkfsXFS: "/sbin/mkfs.xfs", Cryptsetup: "/sbin/cryptsetup", PatchedKernel: true, VsockPorts: []uint32{1025}}
+	want := config{LogLevel: slog.LevelDebug, Policy: "/etc/sealvol/policy.rego", PolicySource: sourceInitData, InsecureTEE: "/etc/sealvol/report", Mkfs: "/sbin/mkfs.ext4", MkfsXFS: "/sbin/mkfs.xfs", Cryptsetup: "/sbin/cryptsetup", PatchedKernel: true, VsockPorts: []uint32{1025}}
 	want.Agent.Path, want.Agent.Config, want.Agent.Socket, want.Agent.StartTimeout = "/a", "/b", "/c", duration(90*time.Second)
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
@@ -75,6 +77,13 @@ func TestConfigRefuses(t *testing.T) {
 		"relative mkfs":        {`mkfs = "mkfs.ext4"`, "mkfs"},
 		"relative mkfs.xfs":    {`mkfs_xfs = "mkfs.xfs"`, "mkfs_xfs"},
 		"relative cryptsetup":  {`cryptsetup = "cryptsetup"`, "cryptsetup"},
+		"relative policy":      {`policy = "policy.rego"`, "policy"},
+		"relative double":      {`insecure_tee = "report"`, "insecure_tee"},
+		"unknown source":       {`policy_source = "host"`, "host"},
+		"source in capitals":   {`policy_source = "Image"`, "Image"},
+		"empty source":         {`policy_source = ""`, ""},
+		"source of two":        {`policy_source = ["image", "init-data"]`, ""},
+		"image without policy": {`policy_source = "image"`, "needs policy"},
 		"not TOML":             {"{", ""},
 		"the same key twice":   {"mkfs = \"/a\"\nmkfs = \"/b\"", ""},
 		"the same table twice": {"[agent]\n[agent]", ""},

@@ -91,10 +91,7 @@ func serve() (err error) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 
-	fallback, err := loadDefault(ctx, cfg.Policy)
-	if err != nil {
-		return err
-	}
+	attested, fallback, from := startPolicy(ctx, cfg, log)
 	if err := os.Mkdir(runDir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
@@ -125,6 +122,7 @@ func serve() (err error) {
 		Dial:       kata.Dial,
 		Load:       func(ctx context.Context, text []byte) (gate.Policy, error) { return policy.Load(ctx, text) },
 		Default:    fallback,
+		Origin:     from,
 		Volumes:    volumes,
 		Namespaces: mountns.Processes{Proc: "/proc", Shared: []string{agentRun + "/shared/containers", agentRun + "/sandbox/shm"}},
 		Disk:       func(path pci.Path) (pci.Device, error) { return pci.Find("/sys", path) },
@@ -147,7 +145,8 @@ func serve() (err error) {
 	}
 	defer reader.Close()
 	log.Info("serving the host", "version", version())
-	return run(ctx, kata, g, control.Service{Version: version(), Sandbox: g, Volumes: volumes}, host, reader)
+	service := control.Service{Version: version(), Sandbox: g, Volumes: volumes, TEE: attested, Now: time.Now}
+	return run(ctx, kata, g, service, host, reader)
 }
 
 // run serves until a signal comes, or fails when a part of the service does.
@@ -164,21 +163,6 @@ func run(ctx context.Context, kata *agent.Agent, g *gate.Gate, c control.Service
 		}
 	})
 	return group.Wait()
-}
-
-func loadDefault(ctx context.Context, file string) (*policy.Policy, error) {
-	if file == "" {
-		return policy.Default(), nil
-	}
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("the image's policy: %w", err)
-	}
-	p, err := policy.Load(ctx, text)
-	if err != nil {
-		return nil, fmt.Errorf("the image's policy %s: %w", file, err)
-	}
-	return p, nil
 }
 
 func startAgent(ctx context.Context, cfg config) (*agent.Agent, error) {

@@ -39,6 +39,10 @@ func (g guestStatus) Status(context.Context, *sealvolv1.StatusRequest) (*sealvol
 	return r, errgrpc.ToGRPC(err)
 }
 
+func (guestStatus) Receipt(context.Context, *sealvolv1.ReceiptRequest) (*sealvolv1.ReceiptResponse, error) {
+	return nil, errgrpc.ToGRPC(errdefs.ErrNotImplemented)
+}
+
 func newNode(t *testing.T, register func(*ttrpc.Server)) *node {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "sv") // short: the path of a socket has 107 bytes at most
@@ -61,7 +65,7 @@ func newNode(t *testing.T, register func(*ttrpc.Server)) *node {
 	t.Cleanup(func() { server.Close(); <-served })
 
 	n := &node{}
-	n.inspector = inspector{
+	n.inspector.guests = guests{
 		roots:   []string{filepath.Join(dir, "go"), filepath.Join(dir, "rs"), filepath.Join(dir, "absent")},
 		timeout: 10 * time.Second,
 		dial: func(ctx context.Context, cid, port uint32) (net.Conn, error) {
@@ -110,11 +114,12 @@ func answering(r *sealvolv1.StatusResponse) func(*ttrpc.Server) {
 // fullStatus has a volume in use, one closed and one failed.
 func fullStatus() *sealvolv1.StatusResponse {
 	return &sealvolv1.StatusResponse{
-		Version: "v0.1.0", ResidentBytes: 14 << 20,
+		Version: "v0.1.0", ResidentBytes: 14 << 20, Tee: "sev_guest",
 		Policy: &sealvolv1.Policy{
-			Source: "set-policy", InForce: true, Digest: strings.Repeat("5e", 32),
+			Source: "init-data", InForce: true, Digest: strings.Repeat("5e", 32),
+			InitData: &sealvolv1.InitData{Algorithm: "sha384", Digest: strings.Repeat("0d", 48)},
 			Containers: []*sealvolv1.Container{
-				{Name: "my-container", Rootfs: "host", ArgsPinned: true, Id: strings.Repeat("c0", 32)},
+				{Name: "my-container", Rootfs: "host", ArgsPinned: true, Id: strings.Repeat("c0", 32), State: "started"},
 				{Name: "sidecar", Rootfs: "host"},
 			},
 		},
@@ -134,6 +139,7 @@ func fullStatus() *sealvolv1.StatusResponse {
 					{Container: "sidecar", Path: "/data", ReadOnly: true},
 				},
 				Counters: &sealvolv1.Counters{TagBytes: 3 << 20, ReadyMicros: 1031000},
+				Created:  1772366400, Opened: 1772367000,
 			},
 			{Name: "models", State: "closed", Layering: "memory-tags", Suite: "aes-xts-random+hmac-sha256", FsType: "ext4", SizeBytes: 20 << 30},
 			{Name: "scratch", State: "failed", Layering: "memory-tags", Error: "not closed cleanly", Device: "vdc", PciPath: "02/03"},
@@ -143,7 +149,7 @@ func fullStatus() *sealvolv1.StatusResponse {
 }
 
 func luksStatus() *sealvolv1.StatusResponse {
-	return &sealvolv1.StatusResponse{Version: "v0.1.0", Policy: &sealvolv1.Policy{Source: "image", Digest: strings.Repeat("0a", 32)},
+	return &sealvolv1.StatusResponse{Version: "v0.1.0", Tee: "none", Policy: &sealvolv1.Policy{Source: "image", Digest: strings.Repeat("0a", 32)},
 		Volumes: []*sealvolv1.Volume{{
 			Name: "encrypted", State: "degraded", Faults: &sealvolv1.Faults{Count: 3, AtLeast: true, FirstSector: 2048, FirstOperation: "write"}, Layering: "luks2", Suite: "aes-xts-plain64+hmac-sha256", FsType: "ext4", Device: "vda", PciPath: "02/01",
 			Mappings: []*sealvolv1.Mapping{

@@ -2,8 +2,8 @@
 // what is sealed, and what it shows came through the host. Where manifests are
 // written it makes and explains policies.
 //
-// It may import the guest's control API, package policy and what is below it,
-// and nothing else of the project.
+// It may import the guest's public packages (guest/api), package policy and what is
+// below it, and nothing else of the project.
 package main
 
 import (
@@ -38,7 +38,8 @@ func main() {
 	defer stop()
 	commands := []command{
 		{"policy", policyShort, policyTool{os.Stdin, os.Stderr}.run},
-		{"inspect", inspectShort, newInspector().run},
+		{"inspect", inspectShort, (&inspector{newGuests()}).run},
+		{"receipt", receiptShort, (&receiver{newGuests()}).run},
 	}
 	os.Exit(run(ctx, os.Args[1:], commands, os.Stdout, os.Stderr))
 }

@@ -81,6 +81,7 @@ func (r report) summary(b *bytes.Buffer) {
 		fmt.Fprintf(b, "sandbox:    %s\n", r.Sandbox)
 	}
 	fmt.Fprintf(b, "guest:      sealvol-guest %s, vsock CID %d, %s of memory\n", or(s.Version, "of unknown version"), r.CID, size(s.ResidentBytes))
+	fmt.Fprintf(b, "TEE:        %s\n", or(s.Tee, "unknown"))
 	if p == nil {
 		fmt.Fprintln(b, "policy:     none")
 		return
@@ -90,6 +91,9 @@ func (r report) summary(b *bytes.Buffer) {
 		force = "NOT in force"
 	}
 	fmt.Fprintf(b, "policy:     sha256:%s\n            from %s, %s\n", or(p.Digest, "unknown"), or(p.Source, "an unknown source"), force)
+	if d := p.InitData; d != nil {
+		fmt.Fprintf(b, "init-data:  %s:%s\n", or(d.Algorithm, "unknown"), or(d.Digest, "unknown"))
+	}
 	if len(p.Containers) == 0 {
 		return
 	}
@@ -185,6 +189,9 @@ func volume(b *bytes.Buffer, v *sealvolv1.Volume) {
 	if v.PciPath != "" {
 		line("disk", "%s at PCI path %s", or(v.Device, "unplugged"), v.PciPath)
 	}
+	if v.Created > 0 {
+		line("sealed", "%s, opened %s, by the guest's clock", clock(v.Created), clock(v.Opened))
+	}
 	if v.FsType != "" {
 		line("file system", "%s", v.FsType)
 	}
@@ -205,6 +212,9 @@ func volume(b *bytes.Buffer, v *sealvolv1.Volume) {
 		line("ready after", "%v", time.Duration(c.ReadyMicros)*time.Microsecond)
 	}
 }
+
+// clock is a time of sealvol.v1.
+func clock(seconds int64) string { return time.Unix(seconds, 0).UTC().Format(time.RFC3339) }
 
 // mapping writes the lines that come from the tables, with the names and
 // words of cryptsetup.

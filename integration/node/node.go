@@ -227,6 +227,11 @@ func (n *Node) Inspect(ctx context.Context, sandbox string, args ...string) (str
 	return n.run(ctx, n.art.Sealvol, append(append([]string{"inspect"}, args...), sandbox)...)
 }
 
+// Receipt gets the receipt of a sandbox by the operator's tool.
+func (n *Node) Receipt(ctx context.Context, sandbox string, args ...string) (string, error) {
+	return n.run(ctx, n.art.Sealvol, append(append([]string{"receipt"}, args...), sandbox)...)
+}
+
 // RemovePod stops and removes a pod with all its containers. It tries again
 // as kubelet does: containerd refuses while it cleans up after a dead shim.
 func (n *Node) RemovePod(ctx context.Context, id string) error {

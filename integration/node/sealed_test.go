@@ -5,11 +5,14 @@ package node
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/sealvol/sealvol/guest/api/receipt"
 )
 
 const mib = 1 << 20
@@ -91,6 +94,26 @@ func TestSealedVolumeHoldsDataThatTheHostCannotRead(t *testing.T) {
 		if !strings.Contains(inspect, want) {
 			t.Errorf("inspect must show %q:\n%s", want, inspect)
 		}
+	}
+
+	const nonce = "000102030405060708090a0b0c0d0e0f"
+	encoded, err := s.node.Receipt(s.ctx, id, "--nonce", nonce)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := receipt.Parse([]byte(encoded))
+	if err != nil {
+		t.Fatalf("%v:\n%s", err, encoded)
+	}
+	if r.TEE != receipt.NoTEE || r.Nonce != nonce || r.Policy.Source != "set-policy" || r.Policy.Digest != fmt.Sprintf("%x", sha256.Sum256([]byte(sealedPolicy))) {
+		t.Errorf("the receipt must say whose word the policy is, and which policy:\n%s", encoded)
+	}
+	if len(r.Containers) != 1 || r.Containers[0].State != "started" || r.Containers[0].RootFS != "host" || r.Containers[0].ID != container {
+		t.Errorf("the receipt must show the container:\n%s", encoded)
+	}
+	if len(r.Volumes) != 1 || r.Volumes[0].State != "open" || r.Volumes[0].Created.IsZero() || r.Volumes[0].PCIPath == "" || len(r.Volumes[0].Mounts) != 1 ||
+		r.Volumes[0].Mounts[0].Container != "my-container" || r.Volumes[0].Mounts[0].Path != "/mnt/encrypted" {
+		t.Errorf("the receipt must show the volume that is mounted:\n%s", encoded)
 	}
 }
 

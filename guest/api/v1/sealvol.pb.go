@@ -72,7 +72,10 @@ type StatusResponse struct {
 	ResidentBytes uint64 `protobuf:"varint,4,opt,name=resident_bytes,json=residentBytes,proto3" json:"resident_bytes,omitempty"`
 	// What weakens this sandbox, one line each, for example that a root file
 	// system comes from the host.
-	Warnings      []string `protobuf:"bytes,5,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Warnings []string `protobuf:"bytes,5,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// What quotes come from: a provider of the kernel's configfs-tsm such as
+	// "sev_guest" or "tdx_guest", "none", or "insecure" for a test double.
+	Tee           string `protobuf:"bytes,6,opt,name=tee,proto3" json:"tee,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -142,22 +145,134 @@ func (x *StatusResponse) GetWarnings() []string {
 	return nil
 }
 
+func (x *StatusResponse) GetTee() string {
+	if x != nil {
+		return x.Tee
+	}
+	return ""
+}
+
+type ReceiptRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 16 to 64 bytes that the caller has never used before. Empty for a receipt
+	// without a quote.
+	Nonce         []byte `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReceiptRequest) Reset() {
+	*x = ReceiptRequest{}
+	mi := &file_sealvol_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReceiptRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReceiptRequest) ProtoMessage() {}
+
+func (x *ReceiptRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sealvol_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReceiptRequest.ProtoReflect.Descriptor instead.
+func (*ReceiptRequest) Descriptor() ([]byte, []int) {
+	return file_sealvol_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ReceiptRequest) GetNonce() []byte {
+	if x != nil {
+		return x.Nonce
+	}
+	return nil
+}
+
+type ReceiptResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A receipt as package guest/api/receipt encodes it, nonce included.
+	Receipt []byte `protobuf:"bytes,1,opt,name=receipt,proto3" json:"receipt,omitempty"`
+	// The TEE's quote as configfs-tsm gives it, whose report data is the SHA-512
+	// of receipt. Empty without a nonce and where there is no TEE.
+	Quote         []byte `protobuf:"bytes,2,opt,name=quote,proto3" json:"quote,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReceiptResponse) Reset() {
+	*x = ReceiptResponse{}
+	mi := &file_sealvol_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReceiptResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReceiptResponse) ProtoMessage() {}
+
+func (x *ReceiptResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sealvol_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReceiptResponse.ProtoReflect.Descriptor instead.
+func (*ReceiptResponse) Descriptor() ([]byte, []int) {
+	return file_sealvol_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ReceiptResponse) GetReceipt() []byte {
+	if x != nil {
+		return x.Receipt
+	}
+	return nil
+}
+
+func (x *ReceiptResponse) GetQuote() []byte {
+	if x != nil {
+		return x.Quote
+	}
+	return nil
+}
+
 type Policy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "image" (the guest image's default) or "set-policy" (the first SetPolicy).
+	// "init-data" (bound to the TEE), "image" (the guest image's own) or
+	// "set-policy" (the first SetPolicy: the host's word).
 	Source string `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
 	// SHA-256 of the policy's text as it arrived, in hex.
 	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
 	// True when the policy was accepted by the agent and is in force.
-	InForce       bool         `protobuf:"varint,3,opt,name=in_force,json=inForce,proto3" json:"in_force,omitempty"`
-	Containers    []*Container `protobuf:"bytes,4,rep,name=containers,proto3" json:"containers,omitempty"`
+	InForce    bool         `protobuf:"varint,3,opt,name=in_force,json=inForce,proto3" json:"in_force,omitempty"`
+	Containers []*Container `protobuf:"bytes,4,rep,name=containers,proto3" json:"containers,omitempty"`
+	// The init-data document that the guest found, whose digest the TEE reports.
+	// Absent when there is none.
+	InitData      *InitData `protobuf:"bytes,5,opt,name=init_data,json=initData,proto3" json:"init_data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_sealvol_proto_msgTypes[2]
+	mi := &file_sealvol_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -169,7 +284,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_sealvol_proto_msgTypes[2]
+	mi := &file_sealvol_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -182,7 +297,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_sealvol_proto_rawDescGZIP(), []int{2}
+	return file_sealvol_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Policy) GetSource() string {
@@ -213,6 +328,67 @@ func (x *Policy) GetContainers() []*Container {
 	return nil
 }
 
+func (x *Policy) GetInitData() *InitData {
+	if x != nil {
+		return x.InitData
+	}
+	return nil
+}
+
+type InitData struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "sha256", "sha384" or "sha512".
+	Algorithm string `protobuf:"bytes,1,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
+	// Digest of the document by that algorithm, whole, in hex.
+	Digest        string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InitData) Reset() {
+	*x = InitData{}
+	mi := &file_sealvol_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InitData) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InitData) ProtoMessage() {}
+
+func (x *InitData) ProtoReflect() protoreflect.Message {
+	mi := &file_sealvol_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InitData.ProtoReflect.Descriptor instead.
+func (*InitData) Descriptor() ([]byte, []int) {
+	return file_sealvol_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *InitData) GetAlgorithm() string {
+	if x != nil {
+		return x.Algorithm
+	}
+	return ""
+}
+
+func (x *InitData) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
 type Container struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -221,14 +397,16 @@ type Container struct {
 	// True when the policy pins the arguments.
 	ArgsPinned bool `protobuf:"varint,3,opt,name=args_pinned,json=argsPinned,proto3" json:"args_pinned,omitempty"`
 	// Container id while it lives, empty otherwise.
-	Id            string `protobuf:"bytes,4,opt,name=id,proto3" json:"id,omitempty"`
+	Id string `protobuf:"bytes,4,opt,name=id,proto3" json:"id,omitempty"`
+	// "being created", "created" or "started" while it lives, empty otherwise.
+	State         string `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Container) Reset() {
 	*x = Container{}
-	mi := &file_sealvol_proto_msgTypes[3]
+	mi := &file_sealvol_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -240,7 +418,7 @@ func (x *Container) String() string {
 func (*Container) ProtoMessage() {}
 
 func (x *Container) ProtoReflect() protoreflect.Message {
-	mi := &file_sealvol_proto_msgTypes[3]
+	mi := &file_sealvol_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -253,7 +431,7 @@ func (x *Container) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Container.ProtoReflect.Descriptor instead.
 func (*Container) Descriptor() ([]byte, []int) {
-	return file_sealvol_proto_rawDescGZIP(), []int{3}
+	return file_sealvol_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Container) GetName() string {
@@ -280,6 +458,13 @@ func (x *Container) GetArgsPinned() bool {
 func (x *Container) GetId() string {
 	if x != nil {
 		return x.Id
+	}
+	return ""
+}
+
+func (x *Container) GetState() string {
+	if x != nil {
+		return x.State
 	}
 	return ""
 }
@@ -311,14 +496,18 @@ type Volume struct {
 	// names it; empty where it does not say.
 	CipherDriver string `protobuf:"bytes,13,opt,name=cipher_driver,json=cipherDriver,proto3" json:"cipher_driver,omitempty"`
 	// I/O of this volume that failed since it was made. Absent when there was none.
-	Faults        *Faults `protobuf:"bytes,14,opt,name=faults,proto3" json:"faults,omitempty"`
+	Faults *Faults `protobuf:"bytes,14,opt,name=faults,proto3" json:"faults,omitempty"`
+	// When the volume was first sealed and when it last became available, in
+	// seconds since 1970 by the guest's clock, which is the host's to set; 0: never.
+	Created       int64 `protobuf:"varint,15,opt,name=created,proto3" json:"created,omitempty"`
+	Opened        int64 `protobuf:"varint,16,opt,name=opened,proto3" json:"opened,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_sealvol_proto_msgTypes[4]
+	mi := &file_sealvol_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -330,7 +519,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_sealvol_proto_msgTypes[4]
+	mi := &file_sealvol_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -343,7 +532,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_sealvol_proto_rawDescGZIP(), []int{4}
+	return file_sealvol_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Volume) GetName() string {
@@ -444,6 +633,20 @@ func (x *Volume) GetFaults() *Faults {
 	return nil
 }
 
+func (x *Volume) GetCreated() int64 {
+	if x != nil {
+		return x.Created
+	}
+	return 0
+}
+
+func (x *Volume) GetOpened() int64 {
+	if x != nil {
+		return x.Opened
+	}
+	return 0
+}
+
 // Faults are reads, writes and flushes that failed: the device's errors, and
 // blocks whose tag does not fit.
 type Faults struct {
@@ -461,7 +664,7 @@ type Faults struct {
 
 func (x *Faults) Reset() {
 	*x = Faults{}
-	mi := &file_sealvol_proto_msgTypes[5]
+	mi := &file_sealvol_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -473,7 +676,7 @@ func (x *Faults) String() string {
 func (*Faults) ProtoMessage() {}
 
 func (x *Faults) ProtoReflect() protoreflect.Message {
-	mi := &file_sealvol_proto_msgTypes[5]
+	mi := &file_sealvol_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -486,7 +689,7 @@ func (x *Faults) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Faults.ProtoReflect.Descriptor instead.
 func (*Faults) Descriptor() ([]byte, []int) {
-	return file_sealvol_proto_rawDescGZIP(), []int{5}
+	return file_sealvol_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Faults) GetCount() uint64 {
@@ -533,7 +736,7 @@ type Mapping struct {
 
 func (x *Mapping) Reset() {
 	*x = Mapping{}
-	mi := &file_sealvol_proto_msgTypes[6]
+	mi := &file_sealvol_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -545,7 +748,7 @@ func (x *Mapping) String() string {
 func (*Mapping) ProtoMessage() {}
 
 func (x *Mapping) ProtoReflect() protoreflect.Message {
-	mi := &file_sealvol_proto_msgTypes[6]
+	mi := &file_sealvol_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -558,7 +761,7 @@ func (x *Mapping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mapping.ProtoReflect.Descriptor instead.
 func (*Mapping) Descriptor() ([]byte, []int) {
-	return file_sealvol_proto_rawDescGZIP(), []int{6}
+	return file_sealvol_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Mapping) GetName() string {
@@ -601,7 +804,7 @@ type Mount struct {
 
 func (x *Mount) Reset() {
 	*x = Mount{}
-	mi := &file_sealvol_proto_msgTypes[7]
+	mi := &file_sealvol_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -613,7 +816,7 @@ func (x *Mount) String() string {
 func (*Mount) ProtoMessage() {}
 
 func (x *Mount) ProtoReflect() protoreflect.Message {
-	mi := &file_sealvol_proto_msgTypes[7]
+	mi := &file_sealvol_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -626,7 +829,7 @@ func (x *Mount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mount.ProtoReflect.Descriptor instead.
 func (*Mount) Descriptor() ([]byte, []int) {
-	return file_sealvol_proto_rawDescGZIP(), []int{7}
+	return file_sealvol_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Mount) GetContainer() string {
@@ -671,7 +874,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_sealvol_proto_msgTypes[8]
+	mi := &file_sealvol_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -683,7 +886,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_sealvol_proto_msgTypes[8]
+	mi := &file_sealvol_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -696,7 +899,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_sealvol_proto_rawDescGZIP(), []int{8}
+	return file_sealvol_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Counters) GetTagBytes() uint64 {
@@ -726,26 +929,37 @@ const file_sealvol_proto_rawDesc = "" +
 	"\n" +
 	"\rsealvol.proto\x12\n" +
 	"sealvol.v1\"\x0f\n" +
-	"\rStatusRequest\"\xc7\x01\n" +
+	"\rStatusRequest\"\xd9\x01\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12*\n" +
 	"\x06policy\x18\x02 \x01(\v2\x12.sealvol.v1.PolicyR\x06policy\x12,\n" +
 	"\avolumes\x18\x03 \x03(\v2\x12.sealvol.v1.VolumeR\avolumes\x12%\n" +
 	"\x0eresident_bytes\x18\x04 \x01(\x04R\rresidentBytes\x12\x1a\n" +
-	"\bwarnings\x18\x05 \x03(\tR\bwarnings\"\x8a\x01\n" +
+	"\bwarnings\x18\x05 \x03(\tR\bwarnings\x12\x10\n" +
+	"\x03tee\x18\x06 \x01(\tR\x03tee\"&\n" +
+	"\x0eReceiptRequest\x12\x14\n" +
+	"\x05nonce\x18\x01 \x01(\fR\x05nonce\"A\n" +
+	"\x0fReceiptResponse\x12\x18\n" +
+	"\areceipt\x18\x01 \x01(\fR\areceipt\x12\x14\n" +
+	"\x05quote\x18\x02 \x01(\fR\x05quote\"\xbd\x01\n" +
 	"\x06Policy\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x19\n" +
 	"\bin_force\x18\x03 \x01(\bR\ainForce\x125\n" +
 	"\n" +
 	"containers\x18\x04 \x03(\v2\x15.sealvol.v1.ContainerR\n" +
-	"containers\"h\n" +
+	"containers\x121\n" +
+	"\tinit_data\x18\x05 \x01(\v2\x14.sealvol.v1.InitDataR\binitData\"@\n" +
+	"\bInitData\x12\x1c\n" +
+	"\talgorithm\x18\x01 \x01(\tR\talgorithm\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\"~\n" +
 	"\tContainer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06rootfs\x18\x02 \x01(\tR\x06rootfs\x12\x1f\n" +
 	"\vargs_pinned\x18\x03 \x01(\bR\n" +
 	"argsPinned\x12\x0e\n" +
-	"\x02id\x18\x04 \x01(\tR\x02id\"\xc4\x03\n" +
+	"\x02id\x18\x04 \x01(\tR\x02id\x12\x14\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state\"\xf6\x03\n" +
 	"\x06Volume\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1a\n" +
@@ -762,7 +976,9 @@ const file_sealvol_proto_rawDesc = "" +
 	"\bcounters\x18\v \x01(\v2\x14.sealvol.v1.CountersR\bcounters\x12\x14\n" +
 	"\x05error\x18\f \x01(\tR\x05error\x12#\n" +
 	"\rcipher_driver\x18\r \x01(\tR\fcipherDriver\x12*\n" +
-	"\x06faults\x18\x0e \x01(\v2\x12.sealvol.v1.FaultsR\x06faults\"\x85\x01\n" +
+	"\x06faults\x18\x0e \x01(\v2\x12.sealvol.v1.FaultsR\x06faults\x12\x18\n" +
+	"\acreated\x18\x0f \x01(\x03R\acreated\x12\x16\n" +
+	"\x06opened\x18\x10 \x01(\x03R\x06opened\"\x85\x01\n" +
 	"\x06Faults\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\x04R\x05count\x12\x19\n" +
 	"\bat_least\x18\x02 \x01(\bR\aatLeast\x12!\n" +
@@ -784,9 +1000,10 @@ const file_sealvol_proto_rawDesc = "" +
 	"\n" +
 	"mismatches\x18\x02 \x01(\x04R\n" +
 	"mismatches\x12!\n" +
-	"\fready_micros\x18\x03 \x01(\x04R\vreadyMicros2J\n" +
+	"\fready_micros\x18\x03 \x01(\x04R\vreadyMicros2\x8e\x01\n" +
 	"\aControl\x12?\n" +
-	"\x06Status\x12\x19.sealvol.v1.StatusRequest\x1a\x1a.sealvol.v1.StatusResponseB3Z1github.com/sealvol/sealvol/guest/api/v1;sealvolv1b\x06proto3"
+	"\x06Status\x12\x19.sealvol.v1.StatusRequest\x1a\x1a.sealvol.v1.StatusResponse\x12B\n" +
+	"\aReceipt\x12\x1a.sealvol.v1.ReceiptRequest\x1a\x1b.sealvol.v1.ReceiptResponseB3Z1github.com/sealvol/sealvol/guest/api/v1;sealvolv1b\x06proto3"
 
 var (
 	file_sealvol_proto_rawDescOnce sync.Once
@@ -800,33 +1017,39 @@ func file_sealvol_proto_rawDescGZIP() []byte {
 	return file_sealvol_proto_rawDescData
 }
 
-var file_sealvol_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_sealvol_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_sealvol_proto_goTypes = []any{
-	(*StatusRequest)(nil),  // 0: sealvol.v1.StatusRequest
-	(*StatusResponse)(nil), // 1: sealvol.v1.StatusResponse
-	(*Policy)(nil),         // 2: sealvol.v1.Policy
-	(*Container)(nil),      // 3: sealvol.v1.Container
-	(*Volume)(nil),         // 4: sealvol.v1.Volume
-	(*Faults)(nil),         // 5: sealvol.v1.Faults
-	(*Mapping)(nil),        // 6: sealvol.v1.Mapping
-	(*Mount)(nil),          // 7: sealvol.v1.Mount
-	(*Counters)(nil),       // 8: sealvol.v1.Counters
+	(*StatusRequest)(nil),   // 0: sealvol.v1.StatusRequest
+	(*StatusResponse)(nil),  // 1: sealvol.v1.StatusResponse
+	(*ReceiptRequest)(nil),  // 2: sealvol.v1.ReceiptRequest
+	(*ReceiptResponse)(nil), // 3: sealvol.v1.ReceiptResponse
+	(*Policy)(nil),          // 4: sealvol.v1.Policy
+	(*InitData)(nil),        // 5: sealvol.v1.InitData
+	(*Container)(nil),       // 6: sealvol.v1.Container
+	(*Volume)(nil),          // 7: sealvol.v1.Volume
+	(*Faults)(nil),          // 8: sealvol.v1.Faults
+	(*Mapping)(nil),         // 9: sealvol.v1.Mapping
+	(*Mount)(nil),           // 10: sealvol.v1.Mount
+	(*Counters)(nil),        // 11: sealvol.v1.Counters
 }
 var file_sealvol_proto_depIdxs = []int32{
-	2, // 0: sealvol.v1.StatusResponse.policy:type_name -> sealvol.v1.Policy
-	4, // 1: sealvol.v1.StatusResponse.volumes:type_name -> sealvol.v1.Volume
-	3, // 2: sealvol.v1.Policy.containers:type_name -> sealvol.v1.Container
-	6, // 3: sealvol.v1.Volume.mappings:type_name -> sealvol.v1.Mapping
-	7, // 4: sealvol.v1.Volume.mounts:type_name -> sealvol.v1.Mount
-	8, // 5: sealvol.v1.Volume.counters:type_name -> sealvol.v1.Counters
-	5, // 6: sealvol.v1.Volume.faults:type_name -> sealvol.v1.Faults
-	0, // 7: sealvol.v1.Control.Status:input_type -> sealvol.v1.StatusRequest
-	1, // 8: sealvol.v1.Control.Status:output_type -> sealvol.v1.StatusResponse
-	8, // [8:9] is the sub-list for method output_type
-	7, // [7:8] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	4,  // 0: sealvol.v1.StatusResponse.policy:type_name -> sealvol.v1.Policy
+	7,  // 1: sealvol.v1.StatusResponse.volumes:type_name -> sealvol.v1.Volume
+	6,  // 2: sealvol.v1.Policy.containers:type_name -> sealvol.v1.Container
+	5,  // 3: sealvol.v1.Policy.init_data:type_name -> sealvol.v1.InitData
+	9,  // 4: sealvol.v1.Volume.mappings:type_name -> sealvol.v1.Mapping
+	10, // 5: sealvol.v1.Volume.mounts:type_name -> sealvol.v1.Mount
+	11, // 6: sealvol.v1.Volume.counters:type_name -> sealvol.v1.Counters
+	8,  // 7: sealvol.v1.Volume.faults:type_name -> sealvol.v1.Faults
+	0,  // 8: sealvol.v1.Control.Status:input_type -> sealvol.v1.StatusRequest
+	2,  // 9: sealvol.v1.Control.Receipt:input_type -> sealvol.v1.ReceiptRequest
+	1,  // 10: sealvol.v1.Control.Status:output_type -> sealvol.v1.StatusResponse
+	3,  // 11: sealvol.v1.Control.Receipt:output_type -> sealvol.v1.ReceiptResponse
+	10, // [10:12] is the sub-list for method output_type
+	8,  // [8:10] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_sealvol_proto_init() }
@@ -840,7 +1063,7 @@ func file_sealvol_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sealvol_proto_rawDesc), len(file_sealvol_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

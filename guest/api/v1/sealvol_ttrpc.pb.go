@@ -9,6 +9,7 @@ import (
 
 type ControlService interface {
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
+	Receipt(context.Context, *ReceiptRequest) (*ReceiptResponse, error)
 }
 
 func RegisterControlService(srv *ttrpc.Server, svc ControlService) {
@@ -20,6 +21,13 @@ func RegisterControlService(srv *ttrpc.Server, svc ControlService) {
 					return nil, err
 				}
 				return svc.Status(ctx, &req)
+			},
+			"Receipt": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ReceiptRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Receipt(ctx, &req)
 			},
 		},
 	})
@@ -38,6 +46,14 @@ func NewControlClient(client *ttrpc.Client) ControlService {
 func (c *controlClient) Status(ctx context.Context, req *StatusRequest) (*StatusResponse, error) {
 	var resp StatusResponse
 	if err := c.client.Call(ctx, "sealvol.v1.Control", "Status", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *controlClient) Receipt(ctx context.Context, req *ReceiptRequest) (*ReceiptResponse, error) {
+	var resp ReceiptResponse
+	if err := c.client.Call(ctx, "sealvol.v1.Control", "Receipt", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -86,7 +86,20 @@ func prepare() error {
 	if err := loadModules(modulesFile); err != nil {
 		return err
 	}
+	if err := configfs("/sys/kernel/config"); err != nil {
+		return err
+	}
 	return loopbackUp()
+}
+
+// configfs mounts the file system by which the kernel's TEE is asked, if the kernel has it: then there is a folder for it.
+func configfs(target string) error {
+	if _, err := os.Stat(target); errors.Is(err, os.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("configfs: %w", err)
+	}
+	return mount{"configfs", target, "configfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""}.mount()
 }
 
 // mount mounts m unless the kernel has done so (devtmpfs).

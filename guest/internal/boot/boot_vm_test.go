@@ -74,6 +74,12 @@ func TestStepsOfPreparation(t *testing.T) {
 			t.Cleanup(func() { unix.Unmount(m.target, 0) })
 		}
 	}
+	if err := configfs("/sys/kernel/absent"); err != nil {
+		t.Errorf("a kernel without configfs: %v", err)
+	}
+	if err := configfs("/sys/kernel/config"); err != nil {
+		t.Errorf("configfs: %v", err)
+	}
 	if err := loadModule("/absent.ko"); !os.IsNotExist(err) {
 		t.Error(err)
 	}

@@ -9,10 +9,12 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 
+	"github.com/sealvol/sealvol/guest/api/receipt"
 	sealvolv1 "github.com/sealvol/sealvol/guest/api/v1"
 )
 
@@ -27,11 +29,21 @@ type Volumes interface {
 	Status() []*sealvolv1.Volume
 }
 
+// TEE makes quotes.
+type TEE interface {
+	// Provider is the kernel's name of what makes them.
+	Provider() string
+	// Quote is a quote over the report data.
+	Quote(ctx context.Context, reportData [64]byte) ([]byte, error)
+}
+
 // Service answers sealvol.v1.Control.
 type Service struct {
 	Version string
 	Sandbox Sandbox
 	Volumes Volumes
+	TEE     TEE // nil: there is none
+	Now     func() time.Time
 }
 
 // Serve answers on l until ctx ends.
@@ -58,7 +70,15 @@ func (s Service) Status(_ context.Context, _ *sealvolv1.StatusRequest) (*sealvol
 	policy, warnings := s.Sandbox.Describe()
 	return &sealvolv1.StatusResponse{
 		Version: s.Version, Policy: policy, Volumes: s.Volumes.Status(), ResidentBytes: resident, Warnings: warnings,
+		Tee: s.tee(),
 	}, nil
+}
+
+func (s Service) tee() string {
+	if s.TEE == nil {
+		return receipt.NoTEE
+	}
+	return s.TEE.Provider()
 }
 
 // residentBytes reads the second field of /proc/self/statm, in pages.

@@ -14,27 +14,34 @@ import (
 func (g *Gate) Describe() (*sealvolv1.Policy, []string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	described := &sealvolv1.Policy{Source: "image", Digest: g.policy.Digest(), InForce: true}
-	var warnings []string
+	described := &sealvolv1.Policy{
+		Source: g.Origin.Source, Digest: g.policy.Digest(), InForce: g.Origin.Refused == nil, InitData: g.Origin.InitData,
+	}
+	warnings := slices.Clone(g.Origin.Warnings)
+	if g.Origin.Refused != nil {
+		warnings = append(warnings, "nothing is accepted: "+g.Origin.Refused.Error())
+	}
 	if g.policyTaken {
-		described.Source = "set-policy"
-		warnings = append(warnings, "the policy is the host's word: nothing binds it to the guest's measurement yet")
+		described.Source = FromSetPolicy
+		warnings = append(warnings, "the policy is the host's word: nothing binds it to the guest's measurement")
 	}
 	if g.poison != nil {
 		warnings = append(warnings, "the sandbox can only be removed: "+g.poison.Error())
 	}
-	ids := map[string]string{}
-	for id, c := range g.containers {
+	alive := map[string]*container{}
+	for _, c := range g.containers {
 		if c.state != gone && !c.sandbox {
-			ids[c.name] = id
+			alive[c.name] = c
 		}
 	}
 	containers := g.policy.Containers()
 	for _, name := range slices.Sorted(maps.Keys(containers)) {
 		c := containers[name]
-		described.Containers = append(described.Containers, &sealvolv1.Container{
-			Name: name, Rootfs: string(c.RootFS), ArgsPinned: c.Args != nil, Id: ids[name],
-		})
+		line := &sealvolv1.Container{Name: name, Rootfs: string(c.RootFS), ArgsPinned: c.Args != nil}
+		if live := alive[name]; live != nil {
+			line.Id, line.State = live.id, live.state.String()
+		}
+		described.Containers = append(described.Containers, line)
 		if c.RootFS == policy.HostRootFS {
 			warnings = append(warnings, fmt.Sprintf("container %s: its root file system is the host's, so sealing protects the disk only", name))
 		}

@@ -13,6 +13,7 @@
 package gate
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -81,6 +82,7 @@ type Config struct {
 	Load func(ctx context.Context, text []byte) (Policy, error)
 	// Default is in force as long as the host has brought none.
 	Default    Policy
+	Origin     Origin // of Default
 	Volumes    Volumes
 	Namespaces Namespaces
 	// Disk looks at the disk at a PCI path. It is errdefs.ErrNotFound when there is none yet, and errdefs.ErrFailedPrecondition when what
@@ -187,7 +189,7 @@ func New(ctx context.Context, cfg Config) (*Gate, error) {
 		Config:     cfg,
 		methods:    methods(),
 		agent:      ttrpc.NewClient(conn),
-		inspect:    sync.OnceValue(cfg.Inspect),
+		inspect:    sync.OnceValue(func() error { return cmp.Or(cfg.Origin.Refused, cfg.Inspect()) }),
 		paths:      semaphore.NewWeighted(wholePath),
 		settle:     settleTimeout,
 		policy:     cfg.Default,

@@ -332,7 +332,7 @@ func start(t testing.TB, options ...option) *harness {
 			}
 			return fakePolicy{text: string(text)}, nil
 		},
-		Default: fakePolicy{text: "default"}, Volumes: h.volumes, Namespaces: h.ns,
+		Default: fakePolicy{text: "default"}, Origin: Origin{Source: FromImage}, Volumes: h.volumes, Namespaces: h.ns,
 		Disk: func(path pci.Path) (pci.Device, error) {
 			return pci.Device{}, fmt.Errorf("no disk at %v: %w", path, errdefs.ErrNotFound)
 		},

@@ -8,13 +8,15 @@ import (
 	"github.com/containerd/errdefs"
 	agent "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/sealvol/sealvol/guest/internal/mountns"
 	"github.com/sealvol/sealvol/policy"
 )
 
 // setPolicy loads the pod's policy and gives it to the agent. It counts once both accepted
-// it, and only one ever reaches the agent.
+// it, and only one ever reaches the agent. Where a policy is in force from the beginning, the
+// host can only repeat it.
 func (g *Gate) setPolicy(ctx context.Context, req *agent.SetPolicyRequest) (proto.Message, error) {
 	release, err := g.own(ctx)
 	if err != nil {
@@ -23,6 +25,9 @@ func (g *Gate) setPolicy(ctx context.Context, req *agent.SetPolicyRequest) (prot
 	defer release()
 	if err := g.beforeSandbox("SetPolicy"); err != nil {
 		return nil, err
+	}
+	if g.Origin.bound() {
+		return &emptypb.Empty{}, g.confirm(ctx, req.Policy)
 	}
 	pol, err := g.Load(ctx, []byte(req.Policy))
 	if err != nil {
@@ -42,7 +47,7 @@ func (g *Gate) setPolicy(ctx context.Context, req *agent.SetPolicyRequest) (prot
 	g.mu.Lock()
 	g.policy, g.policyTaken = pol, true
 	g.mu.Unlock()
-	g.Log.Info("policy in force", "digest", pol.Digest(), "sealed", pol.Sealed())
+	g.Log.Info("policy in force", "source", FromSetPolicy, "digest", pol.Digest(), "sealed", pol.Sealed())
 	_, warnings := g.Describe()
 	for _, w := range warnings {
 		g.Log.Warn(w)
@@ -73,6 +78,11 @@ func (g *Gate) createSandbox(ctx context.Context, req *agent.CreateSandboxReques
 	// The agent has opened by now what it opens.
 	if err := g.Inspect(); err != nil {
 		return nil, err
+	}
+	if g.Origin.bound() {
+		if err := g.tellAgent(ctx); err != nil {
+			return nil, err
+		}
 	}
 	g.mu.Lock()
 	pol := g.policy

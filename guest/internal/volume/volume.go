@@ -77,6 +77,8 @@ type sealed struct {
 	faults   ioerror.Report // while it was open before
 	found    time.Time      // when the disk was there
 	ready    time.Duration  // from then to the mount
+	created  time.Time      // when it was first open, by the wall clock
+	opened   time.Time      // when it was last opened
 }
 
 func newVolume(name string, spec policy.Volume, p plan, log *slog.Logger) *volume {
@@ -157,6 +159,10 @@ func (m *Manager) open(ctx context.Context, v *volume, path pci.Path) error {
 	}
 	err := step(ctx, v)
 	if err == nil {
+		v.opened = time.Now()
+		if isNew {
+			v.created = v.opened
+		}
 		v.state.Store(stateOpen)
 		v.log.Info("volume is open", "new", isNew, "pci", path.String(), "disk", v.disk.Name, "bytes", v.bytes,
 			"suite", v.suite.name, "mapping", v.crypt.Name, "ready", v.ready)
@@ -378,6 +384,7 @@ func (v *volume) status(m mapper, w watcher) *sealvolv1.Volume {
 	status.SizeBytes = v.capacity
 	status.Suite = string(v.suite.name)
 	status.CipherDriver = v.driver
+	status.Created, status.Opened = seconds(v.created), seconds(v.opened)
 	faults := v.faults
 	if v.state.Load() == stateOpen {
 		faults = sum(faults, w.Faults(v.crypt.Number))
@@ -420,6 +427,14 @@ func (v *volume) status(m mapper, w watcher) *sealvolv1.Volume {
 		v.log.Warn("status", "error", err)
 	}
 	return status
+}
+
+// seconds is a time as the control service tells it, 0 for none.
+func seconds(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.Unix()
 }
 
 func texts(options []policy.Option) (list []string) {

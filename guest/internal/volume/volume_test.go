@@ -785,6 +785,11 @@ func TestStatus(t *testing.T) {
 		},
 		Mounts:   []*sealvolv1.Mount{{Container: "c", Path: "/mnt/encrypted", Options: []string{"nosuid", "nodev"}}},
 		Counters: &sealvolv1.Counters{TagBytes: 4096, Mismatches: 3, ReadyMicros: uint64(m.volumes["v"].ready.Microseconds())},
+		Created:  m.volumes["v"].created.Unix(),
+		Opened:   m.volumes["v"].opened.Unix(),
+	}
+	if want.Created <= 0 || want.Opened != want.Created {
+		t.Errorf("created at %d, opened at %d: a volume that is sealed was opened then", want.Created, want.Opened)
 	}
 	if diff := cmp.Diff(want, m.Status()[0], protocmp.Transform()); diff != "" || len(name) != len("encrypted_disk_XXXXX") {
 		t.Error(diff)
@@ -793,6 +798,11 @@ func TestStatus(t *testing.T) {
 	want.State, want.Device, want.PciPath, want.Mappings, want.Mounts, want.Counters.Mismatches = "closed", "", "", nil, nil, 0
 	if diff := cmp.Diff(want, m.Status()[0], protocmp.Transform()); diff != "" {
 		t.Error(diff)
+	}
+	created, opened := m.volumes["v"].created, m.volumes["v"].opened
+	mustAcquire(t, m, "02/01")
+	if v := m.volumes["v"]; !v.created.Equal(created) || !v.opened.After(opened) {
+		t.Errorf("opened again: created %v, was %v; opened %v, was %v", v.created, created, v.opened, opened)
 	}
 }
 
