@@ -3,7 +3,6 @@
 package node
 
 import (
-	"context"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -116,13 +115,11 @@ func TestEachDenialIsOneLineThatSaysWhatToDo(t *testing.T) {
 	})
 }
 
-func TestPodWhoseContainersSeeEachOthersProcessesIsRefused(t *testing.T) {
+func TestContainersThatSeeEachOthersProcessesAreRefused(t *testing.T) {
 	s := newScene(t)
-	id, err := s.node.RunPod(s.ctx, Pod{Name: "shared", Policy: denialPolicy, SharedProcesses: true})
-	if err == nil {
-		s.Cleanup(func() { _ = s.node.RemovePod(context.WithoutCancel(s.ctx), id) })
-	}
-	s.wantDenial(err, "pid_namespace", "CreateSandbox", "processes of other containers", "shareProcessNamespace: false")
+	pod := Pod{Name: "shared", Policy: denialPolicy, SharedProcesses: true}
+	_, err := s.node.RunContainer(s.ctx, s.pod(pod), pod, Container{Name: "helper", Args: []string{"sleep", "infinity"}})
+	s.wantDenial(err, "pid_namespace", `container "helper"`, "processes of other containers", "shareProcessNamespace: false")
 }
 
 // wantDenial says that a line of the error holds all that a person needs, and that the denial does not go on in another one.

@@ -186,7 +186,7 @@ func (n *Node) RunContainer(ctx context.Context, pod string, p Pod, c Container)
 		return "", err
 	}
 	attempt := n.files.Add(1)
-	spec, err := c.containerJSON(attempt)
+	spec, err := p.containerJSON(c, attempt)
 	if err != nil {
 		return "", err
 	}

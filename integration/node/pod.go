@@ -69,10 +69,6 @@ func (p Pod) sandboxJSON(uid string) ([]byte, error) {
 	if p.Policy != "" {
 		annotations[policyAnnotation] = base64.StdEncoding.EncodeToString([]byte(p.Policy))
 	}
-	pid := pidOfContainer
-	if p.SharedProcesses {
-		pid = pidOfPod
-	}
 	return json.MarshalIndent(map[string]any{
 		"metadata":      map[string]any{"name": p.Name, "namespace": "default", "uid": uid, "attempt": 1},
 		"annotations":   annotations,
@@ -80,16 +76,23 @@ func (p Pod) sandboxJSON(uid string) ([]byte, error) {
 		"linux": map[string]any{
 			"cgroup_parent": "/sealvol",
 			"security_context": map[string]any{
-				"namespace_options": map[string]any{"network": networkOfNode, "pid": pid},
+				"namespace_options": map[string]any{"network": networkOfNode, "pid": p.pid()},
 			},
 		},
 	}, "", "  ")
 }
 
-// containerJSON is the container in the form that crictl reads. Each attempt
-// at the same container of a pod needs a number of its own.
-func (c Container) containerJSON(attempt int64) ([]byte, error) {
-	security := map[string]any{"namespace_options": map[string]any{"network": networkOfNode, "pid": pidOfContainer}}
+func (p Pod) pid() int {
+	if p.SharedProcesses {
+		return pidOfPod
+	}
+	return pidOfContainer
+}
+
+// containerJSON is the pod's container in the form that crictl reads. Each
+// attempt at the same container of a pod needs a number of its own.
+func (p Pod) containerJSON(c Container, attempt int64) ([]byte, error) {
+	security := map[string]any{"namespace_options": map[string]any{"network": networkOfNode, "pid": p.pid()}}
 	if len(c.Capabilities) > 0 {
 		security["capabilities"] = map[string]any{"add_capabilities": c.Capabilities}
 	}
@@ -117,7 +120,7 @@ func Describe(p Pod, c Container) (pod, container string, err error) {
 	if err != nil {
 		return "", "", err
 	}
-	containerJSON, err := c.containerJSON(1)
+	containerJSON, err := p.containerJSON(c, 1)
 	if err != nil {
 		return "", "", err
 	}

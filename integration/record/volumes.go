@@ -57,11 +57,15 @@ func (v *volumes) CreateContainer(_ context.Context, sandbox *nri.PodSandbox, co
 		}
 		name := strings.TrimPrefix(filepath.Base(filepath.Dir(m.GetSource())), claimPrefix)
 		source := hotplug.Source(sandbox.GetId(), name)
+		path := filepath.Clean(m.GetDestination())
 		request.Volumes = append(request.Volumes, hotplug.Volume{
-			Name: name, MountPath: filepath.Clean(m.GetDestination()), Source: source,
+			Name: name, MountPath: path, Source: source,
 			Backing: hotplug.Device{Major: unix.Major(stat.Rdev), Minor: unix.Minor(stat.Rdev)},
 		})
-		adjustment.AddMount(&nri.Mount{Destination: m.GetDestination(), Type: "bind", Source: source, Options: m.GetOptions()})
+		if path != m.GetDestination() { // kubelet passes paths on as they are written
+			adjustment.RemoveMount(m.GetDestination())
+		}
+		adjustment.AddMount(&nri.Mount{Destination: path, Type: "bind", Source: source, Options: m.GetOptions()})
 	}
 	if len(request.Volumes) == 0 {
 		return nil, nil, nil
