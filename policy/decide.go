@@ -112,7 +112,7 @@ func (d *Denial) Unwrap() error { return errdefs.ErrPermissionDenied }
 //
 // What is denied is a *Denial. A request that cannot be judged is an error of another class, and no less denied.
 func (p *Policy) Decide(ctx context.Context, rpc string, req proto.Message, state State) (Decision, error) {
-	if p.unjudged[rpc] && p.author == nil {
+	if p.framework.unjudged[rpc] && p.author == nil {
 		return Decision{}, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, evalLimit)
@@ -142,7 +142,7 @@ func (p *Policy) Decide(ctx context.Context, rpc string, req proto.Message, stat
 
 // judge asks the framework.
 func (p *Policy) judge(ctx context.Context, input ast.Value) (v verdict, err error) {
-	results, err := p.framework.Eval(ctx, rego.EvalParsedInput(input))
+	results, err := p.framework.verdict.Eval(ctx, rego.EvalParsedInput(input))
 	if err != nil {
 		return v, errors.Join(errdefs.ErrInternal, err)
 	}

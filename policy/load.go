@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -89,7 +90,7 @@ func Load(ctx context.Context, text []byte) (*Policy, error) {
 	if p.rules[denyRule] {
 		p.author = author
 	}
-	if p.framework, p.unjudged, err = prepare(ctx); err != nil {
+	if p.framework, err = prepared(); err != nil {
 		return nil, err
 	}
 	return p, nil
@@ -134,29 +135,38 @@ func parseModule(text string) (*ast.Module, error) {
 	return module, nil
 }
 
-// prepare makes the framework ready to judge, and asks it for the methods that pass whatever they say.
-func prepare(ctx context.Context) (verdict rego.PreparedEvalQuery, unjudged map[string]bool, err error) {
+// judges is the framework, ready to judge. It does not change and may be used by several goroutines at once.
+type judges struct {
+	verdict  rego.PreparedEvalQuery
+	unjudged map[string]bool // the methods that pass whatever they say
+}
+
+// prepared is the framework, compiled once for all policies.
+var prepared = sync.OnceValues(prepare)
+
+func prepare() (j judges, err error) {
+	ctx := context.Background()
 	compiler, err := ast.CompileModulesWithOpt(map[string]string{"framework.rego": framework}, ast.CompileOpts{
 		ParserOptions: ast.ParserOptions{Capabilities: capabilities(), RegoVersion: ast.RegoV1},
 	})
 	if err != nil {
-		return verdict, nil, fmt.Errorf("policy: framework: %w", err)
+		return j, fmt.Errorf("policy: framework: %w", err)
 	}
 	ask := func(rule string) *rego.Rego {
 		return rego.New(rego.Compiler(compiler), rego.StrictBuiltinErrors(true), rego.Query("answer := data.sealvol."+rule))
 	}
 	results, err := ask("unjudged").Eval(ctx)
 	if err != nil {
-		return verdict, nil, fmt.Errorf("policy: framework: %w", err)
+		return j, fmt.Errorf("policy: framework: %w", err)
 	}
-	unjudged = map[string]bool{}
+	j.unjudged = map[string]bool{}
 	for _, method := range results[0].Bindings["answer"].([]any) {
-		unjudged[method.(string)] = true
+		j.unjudged[method.(string)] = true
 	}
-	if verdict, err = ask("verdict").PrepareForEval(ctx); err != nil {
-		return verdict, nil, fmt.Errorf("policy: framework: %w", err)
+	if j.verdict, err = ask("verdict").PrepareForEval(ctx); err != nil {
+		return j, fmt.Errorf("policy: framework: %w", err)
 	}
-	return verdict, unjudged, nil
+	return j, nil
 }
 
 // Default is the policy of a pod that brings none: any container, no volume, no block storage.

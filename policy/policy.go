@@ -11,7 +11,6 @@ package policy
 
 import (
 	"github.com/open-policy-agent/opa/v1/ast"
-	"github.com/open-policy-agent/opa/v1/rego"
 )
 
 // Policy is a pod's policy, loaded and found valid. It does not change and may be used by several goroutines at once.
@@ -22,8 +21,7 @@ type Policy struct {
 	pod       *pod            // nil: the text has no sealed_pod
 	document  *ast.Term       // pod as the framework sees it
 	author    *author         // nil: the text has no rules of its own
-	framework rego.PreparedEvalQuery
-	unjudged  map[string]bool // the methods that the framework lets pass unseen
+	framework judges
 }
 
 // Sealed reports whether the policy has a sealed_pod, so that only what it names may run.
