@@ -169,8 +169,8 @@ build/record/initrd.img: always build/mkimage build/kernel/vmlinux build/record/
 	@$(STEP) 'image of recording guests' build/mkimage guest -o $@ -service build/record/agent -agent build/record/agent -kernel '$(KATA_MODULES)'
 
 .PHONY: record
-record: build/vmrun node-artefacts build/record/record build/record/initrd.img ## record what reaches the guest for the policy tool's manifests; NAMES= for some
-	@KATA_INITRD=$(BUILD)/record/initrd.img $(NODE) -share $(TESTDATA)/recorded build/record/record $(CURDIR) $(TESTDATA)/manifests $(TESTDATA)/recorded $(NAMES)
+record: build/vmrun node-artefacts build/record/record build/record/initrd.img ## record what reaches the guest for the manifests of the policy tool, in 25 minutes; NAMES= for some
+	@KATA_INITRD=$(BUILD)/record/initrd.img $(NODE) -timeout 60m -share $(TESTDATA)/recorded build/record/record $(CURDIR) $(TESTDATA)/manifests $(TESTDATA)/recorded $(NAMES)
 
 .PHONY: bench
 bench: bench-node bench-sealing bench-policy ## measure, into build/bench.json
