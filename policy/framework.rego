@@ -86,7 +86,7 @@ sealed_pod := {
 open_pod := {
 	"CopyFile": [],
 	"CreateSandbox": [],
-	"CreateContainer": ["open_device_nodes", "open_device_cgroup", "open_storages", "open_mounts"],
+	"CreateContainer": ["open_annotations", "open_device_nodes", "open_device_cgroup", "open_storages", "open_mounts"],
 	"ExecProcess": [],
 	"GetVolumeStats": [],
 	"UpdateContainer": [],
@@ -124,12 +124,13 @@ reasons := {
 	"known_request": "the policy knows no such request; the gate must not ask for it",
 	"kernel_modules": "the host may not load kernel modules; remove kernel_modules from Kata's configuration",
 	"labels": "SELinux label {} is not for sealed pods; set disable_guest_selinux to true in Kata's configuration",
-	"masked_paths": "{} would be hidden or made read-only, and is not below /proc or /sys; the runtime must not change these lists",
+	"masked_paths": "{} would be hidden or made read-only, and is not of the kernel's in /proc or /sys; the runtime must not change these lists",
 	"mount_paths": "the mount at {} does not have a clean path; write paths without \"..\", \".\", \"//\" and a slash at the end",
 	"mounts": "the mount at {} is neither a volume of the policy nor one that CRI gives every container; remove it from the pod",
 	"mounts_missing": "{}, which CRI mounts into every container, is not there; the runtime must not leave it out",
 	"namespaces": "it must have a mount namespace of its own and join none of the guest's; the runtime must not change them",
 	"no_storages": "mounts of a running pod are not changed; remove memory volumes from the pod",
+	"open_annotations": "annotation {} would inject devices; write a policy (sealed_pod) that names a volume for what it needs, or remove it",
 	"open_device_cgroup": "it asks for access to block devices; do not run it privileged, or write a policy that names a volume",
 	"open_device_nodes": "device {} would reach it raw; write a policy (sealed_pod) that names a volume for it",
 	"open_mounts": "the mount at {} is not one that Kata makes without block storage; write a policy (sealed_pod) that names a volume for it",
@@ -163,7 +164,7 @@ culprits.capabilities := [c | some c in other_capabilities]
 
 culprits.cgroup := [spec.Linux.CgroupsPath]
 
-culprits.copy_link := [base64.decode(request.data)]
+culprits.copy_link := [target | is_string(request.data); target := base64.decode(request.data)]
 
 culprits.copy_path := [request.path]
 
@@ -187,13 +188,15 @@ culprits.image := [spec.Annotations["io.kubernetes.cri.image-name"]]
 
 culprits.labels := [label | some label in labels; label != ""]
 
-culprits.masked_paths := [path | some path in masked; not below_any(path, ["/proc/", "/sys/"])]
+culprits.masked_paths := [path | some path in masked; not maskable(path)]
 
 culprits.mount_paths := [m.destination | some m in spec.Mounts; not clean(m.destination)]
 
 culprits.mounts := [m.destination | some i, m in spec.Mounts; not mount_fine(i, m)]
 
 culprits.mounts_missing := [path | some path, fixed in fixed_mounts; fixed.always; not path in destinations]
+
+culprits.open_annotations := [k | some k, _ in spec.Annotations; startswith(k, injecting)]
 
 culprits.open_device_nodes := [d.Path | some d in spec.Linux.Devices; not device_node_open(d)]
 
@@ -280,7 +283,16 @@ holds.annotations if {
 
 annotation_known(key) if strings.any_prefix_match(key, known_annotations)
 
-known_annotations := ["io.kubernetes.cri.", "io.kubernetes.container.", "io.katacontainers.", "io.containerd.", "nerdctl/"]
+known_annotations := ["io.kubernetes.cri.", "io.katacontainers.", "io.containerd.", "nerdctl/"]
+
+# Of CDI: the agent adds the devices that they name, by what the image's files say of them.
+injecting := "cdi.k8s.io/"
+
+holds.open_annotations if {
+	every key, _ in spec.Annotations {
+		not startswith(key, injecting)
+	}
+}
 
 holds.container_declared if {
 	workload
@@ -732,8 +744,14 @@ masked := array.concat(spec.Linux.MaskedPaths, spec.Linux.ReadonlyPaths)
 
 holds.masked_paths if {
 	every path in masked {
-		below_any(path, ["/proc/", "/sys/"])
+		maskable(path)
 	}
+}
+
+# Through the folder of a process lies all that it sees (/proc/self/root/…).
+maskable(path) if {
+	below_any(path, ["/proc/", "/sys/"])
+	not regex.match(`^/proc/(self|thread-self|[0-9]+)(/|$)`, path)
 }
 
 # --- Volumes ---------------------------------------------------------------------------------------------------------------------
@@ -905,7 +923,10 @@ holds.copy_kind if file_kind in {32768, 16384, 40960}
 holds.copy_link if file_kind != 40960
 
 # What Kubernetes makes of secrets and config maps: key → ..data/key, ..data → ..2026_11_24.
-holds.copy_link if below(base64.decode(request.data), "")
+holds.copy_link if {
+	is_string(request.data)
+	below(base64.decode(request.data), "")
+}
 
 # --- Pods without sealed_pod: what Kata makes, but for block storage -------------------------------------------------------------
 

@@ -16,7 +16,7 @@ const maxBytes = 4096
 
 // messageTerm is a message as protobuf's JSON has it, with the names of the .proto files and every field there (protojson's
 // UseProtoNames and EmitUnpopulated): absent messages are null, absent members of a oneof are left out, numbers of 64 bits and bytes are
-// text. Bytes fields of more than maxBytes are empty.
+// text. Bytes fields of more than maxBytes are null, so that a rule of the author's on what they hold can tell them from empty ones.
 func messageTerm(m protoreflect.Message) (*ast.Term, error) {
 	fields := m.Descriptor().Fields()
 	items := make([][2]*ast.Term, 0, fields.Len())
@@ -74,7 +74,7 @@ func valueTerm(f protoreflect.FieldDescriptor, v protoreflect.Value) (*ast.Term,
 		return ast.InternedTerm(v.Bool()), nil
 	case protoreflect.BytesKind:
 		if len(v.Bytes()) > maxBytes {
-			return ast.StringTerm(""), nil
+			return ast.NullTerm(), nil
 		}
 		return ast.StringTerm(base64.StdEncoding.EncodeToString(v.Bytes())), nil
 	case protoreflect.Int32Kind:

@@ -147,7 +147,7 @@ func checkReceipt(resp *sealvolv1.ReceiptResponse, nonce []byte) error {
 	return nil
 }
 
-// fit checks that receipt, quote and nonce belong together.
+// fit checks that receipt, quote and nonce belong together, and that the init-data of the receipt is what the quote says was launched.
 func fit(tee string, encoded, blob, nonce []byte) (quote.Claims, error) {
 	provider := tee
 	if tee == receipt.Insecure {
@@ -157,8 +157,19 @@ func fit(tee string, encoded, blob, nonce []byte) (quote.Claims, error) {
 	if err != nil {
 		return quote.Claims{}, err
 	}
-	_, err = receipt.Verify(claims.ReportData[:], encoded, nonce)
-	return claims, err
+	r, err := receipt.Verify(claims.ReportData[:], encoded, nonce)
+	if err != nil {
+		return quote.Claims{}, err
+	}
+	digest := ""
+	if d := r.Policy.InitData; d != nil {
+		digest = d.Digest
+	}
+	launched, err := hex.DecodeString(digest)
+	if err != nil {
+		return quote.Claims{}, fmt.Errorf("the receipt's digest of init-data: %w", err)
+	}
+	return claims, claims.CheckInitData(launched)
 }
 
 // verify checks a receipt that was kept.

@@ -46,7 +46,10 @@ func honest(t *testing.T, change func(*receipt.Receipt)) guestReceipt {
 	return func(nonce []byte) (*sealvolv1.ReceiptResponse, error) {
 		r := receipt.Receipt{
 			Version: receipt.Version, Service: "v0.1.0", TEE: "sev_guest", Nonce: hex.EncodeToString(nonce), Issued: time.Unix(1772366400, 0).UTC(),
-			Policy:  receipt.Policy{Source: "init-data", Digest: strings.Repeat("5e", 32)},
+			Policy: receipt.Policy{
+				Source: "init-data", Digest: strings.Repeat("5e", 32),
+				InitData: &receipt.InitData{Algorithm: "sha384", Digest: strings.Repeat("cf", 48)}, // SEV-SNP reports 32 bytes of it
+			},
 			Volumes: []receipt.Volume{{Name: "encrypted", State: "open", Suite: "aegis128-random"}},
 		}
 		if change != nil {
@@ -117,6 +120,24 @@ func TestReceiptGoesFromTheGuestToARelyingParty(t *testing.T) {
 	}
 	if out, err := r.get(t, "--verify", kept, "--nonce", hexNonce, "--quote", quoted); err == nil || !strings.Contains(err.Error(), "report data") {
 		t.Errorf("a receipt that was changed: %v\n%s", err, out)
+	}
+}
+
+// Whoever can ask the TEE for a quote over data of their own can write a receipt, but not what was launched.
+func TestReceiptThatNamesAnotherInitDataThanWasLaunchedIsRefused(t *testing.T) {
+	t.Parallel()
+	for name, claimed := range map[string]*receipt.InitData{
+		"another document": {Algorithm: "sha384", Digest: strings.Repeat("ce", 48)},
+		"none":             nil,
+		"no digest":        {Algorithm: "sha384", Digest: "zz"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := receiptNode(t, honest(t, func(r *receipt.Receipt) { r.Policy.InitData = claimed }))
+			if out, err := r.get(t, "--nonce", hexNonce, "--quote", filepath.Join(t.TempDir(), "quote.bin"), "3f2"); err == nil || out != "" {
+				t.Errorf("printed %q, %v", out, err)
+			}
+		})
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -29,9 +30,36 @@ const (
 // merge puts sealed_pod into the policy that is there. Of that, every byte outside the block stays.
 func merge(ctx context.Context, there string, pod sealedPod) (string, error) {
 	block := pod.block()
+	alone := "package agent_policy\n\n" + block
 	if there == "" {
-		return "package agent_policy\n\n" + block, nil
+		return alone, nil
 	}
+	merged, err := insert(ctx, there, block)
+	if err != nil {
+		return "", err
+	}
+	return merged, sameMeaning(ctx, merged, alone)
+}
+
+// sameMeaning fails unless the guest reads the same sealed_pod from a merged policy as from ours alone. Text around the block can begin a
+// string that swallows it, or go on where it ends ("else := …").
+func sameMeaning(ctx context.Context, merged, alone string) error {
+	want, err := policy.Load(ctx, []byte(alone))
+	if err != nil {
+		return err
+	}
+	got, err := policy.Load(ctx, []byte(merged))
+	if err != nil {
+		return fmt.Errorf("annotation %s: with the policy that is there: %w", Annotation, err)
+	}
+	if !got.Sealed() || !reflect.DeepEqual(got.Containers(), want.Containers()) || !reflect.DeepEqual(got.Volumes(), want.Volumes()) {
+		return fmt.Errorf("annotation %s: the policy that is there changes what sealvol's block says; remove it, or the whole annotation: %w", Annotation, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// insert puts the block in place of an older one, or at the end.
+func insert(ctx context.Context, there, block string) (string, error) {
 	before, rest, found := strings.Cut(there, blockBegin)
 	if !found {
 		if sealed, err := sealedByHand(ctx, there); err != nil {

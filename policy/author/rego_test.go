@@ -66,6 +66,12 @@ func TestAPolicyThatCannotBeMergedIsRefused(t *testing.T) {
 		"another package":                 {"package other\n", "package must be agent_policy"},
 		"no Rego":                         {"<?xml?>", "policy"},
 		"no Rego, that speaks of the pod": {"sealed_pod", "the policy that is there"},
+		// By whoever wrote the annotation before: all of these load, and without a block the guest would run an open pod.
+		"a rule that goes on where the block ends": {
+			"package agent_policy\n" + blockBegin + blockEnd + "if 1 == 2 else := {\"version\": 1, \"containers\": {\"c\": {\"exec\": [[\"...\"]]}}, \"volumes\": {}}\n", "changes what sealvol's block says",
+		},
+		"a raw string around the block":  {"package agent_policy\nx := `" + blockBegin + blockEnd + "`\n", "with the policy that is there"},
+		"a raw string that does not end": {"package agent_policy\nx := `\n", "with the policy that is there"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -26,6 +26,23 @@ type Claims struct {
 	LaunchData []byte
 }
 
+// CheckInitData is errdefs.ErrUnauthenticated unless the launch data stands for an init-data document with this digest; an empty digest
+// is that of no document, for which the launch data are zeros.
+func (c Claims) CheckInitData(digest []byte) error {
+	if !bytes.Equal(c.LaunchData, LaunchData(digest, len(c.LaunchData))) {
+		return fmt.Errorf("quote: launch data %x are not those of init-data with digest %x: %w", c.LaunchData, digest, errdefs.ErrUnauthenticated)
+	}
+	return nil
+}
+
+// LaunchData is what Kata makes of an init-data document's digest for a field of so many bytes: cut, or padded with zeros
+// (adjustProperLength of its runtime and adjust_digest of its agent).
+func LaunchData(digest []byte, length int) []byte {
+	field := make([]byte, length)
+	copy(field, digest)
+	return field
+}
+
 // Parse reads a report as the provider's outblob has it: an attestation report of SEV-SNP, a quote of TDX. One that is malformed, or
 // of a version that is not known, is errdefs.ErrInvalidArgument; a provider that is not known, errdefs.ErrNotImplemented.
 //

@@ -173,3 +173,26 @@ func fuzz(t *testing.T, provider string, b []byte, launchBytes int) {
 		t.Error("the claims are the caller's bytes")
 	}
 }
+
+func TestLaunchDataStandForInitData(t *testing.T) {
+	t.Parallel()
+	digest := bytes.Repeat([]byte{0xcf}, 48)
+	for name, c := range map[string]struct {
+		field, digest []byte
+		ok            bool
+	}{
+		"as long as the field":  {digest, digest, true},
+		"cut to the field":      {digest[:32], digest, true},
+		"padded to the field":   {append(bytes.Clone(digest[:32]), make([]byte, 16)...), digest[:32], true},
+		"another":               {bytes.Repeat([]byte{0xce}, 48), digest, false},
+		"its beginning alone":   {append(bytes.Clone(digest[:32]), make([]byte, 16)...), digest, false},
+		"none, and no document": {make([]byte, 48), nil, true},
+		"a digest, no document": {digest, nil, false},
+		"a document, no digest": {make([]byte, 32), digest, false},
+	} {
+		err := Claims{LaunchData: c.field}.CheckInitData(c.digest)
+		if (err == nil) != c.ok || err != nil && !errdefs.IsUnauthorized(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -58,7 +58,7 @@ type Policy struct {
 	Source string `json:"source"`
 	// Digest is the SHA-256 of the policy's text, in lower-case hex.
 	Digest string `json:"digest"`
-	// InForce is false in a guest that accepts nothing; a warning says why.
+	// InForce is false in a guest that accepts nothing, and as long as the host may still bring another policy; a warning says which.
 	InForce bool `json:"in_force"`
 	// InitData is the document that the guest found and whose digest is the TEE's HOSTDATA or MRCONFIGID; nil when there is none.
 	InitData *InitData `json:"init_data,omitempty"`

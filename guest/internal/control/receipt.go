@@ -42,6 +42,8 @@ func (s Service) issue(ctx context.Context, nonce []byte) (*sealvolv1.ReceiptRes
 }
 
 func (s Service) receipt(nonce []byte) receipt.Receipt {
+	// Volumes first: they are sealed when the policy cannot change any more, so the one that is read next is theirs.
+	volumes := s.Volumes.Status()
 	policy, warnings := s.Sandbox.Describe()
 	r := receipt.Receipt{
 		Version:  receipt.Version,
@@ -58,7 +60,7 @@ func (s Service) receipt(nonce []byte) receipt.Receipt {
 	for _, c := range policy.Containers {
 		r.Containers = append(r.Containers, receipt.Container{Name: c.Name, RootFS: c.Rootfs, ArgsPinned: c.ArgsPinned, State: c.State, ID: c.Id})
 	}
-	for _, v := range s.Volumes.Status() {
+	for _, v := range volumes {
 		r.Volumes = append(r.Volumes, ofVolume(v))
 	}
 	return r

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -257,9 +258,19 @@ func (g *Gate) letGo(ctx context.Context, c *container) error {
 		err = fmt.Errorf("container %s is gone, but its volumes did not close: %w", c.name, err)
 	} else {
 		g.Log.Info("container gone, its volumes released", "container", c.name, "id", c.id)
+		g.forgetPaths()
 	}
 	g.enter(c, gone)
 	return err
+}
+
+// forgetPaths forgets where the host believes volumes mounted that have no disk any more. Kata names the place by the disk's slot, and
+// another volume's disk may come into that next.
+func (g *Gate) forgetPaths() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	disks := g.Volumes.Disks()
+	maps.DeleteFunc(g.storages, func(_ string, u use) bool { _, ok := disks[u.volume]; return !ok })
 }
 
 // startContainer lets a container run that has the policy's volumes at the policy's paths,

@@ -225,7 +225,7 @@ func TestPassedDeadlineIsUndoneBeforeTheAnswer(t *testing.T) {
 	h := start(t).sandbox()
 	h.forget()
 	h.volumes.acquire = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Second)
 	defer cancel()
 	_, err := h.host.CreateContainer(ctx, request("c1", "app", "02/01"))
 	// The answer comes within the host's own time, and everything is undone by then.
@@ -240,7 +240,7 @@ func TestAgentThatIsLateLosesTheContainerWithinTheDeadline(t *testing.T) {
 	release := make(chan struct{})
 	t.Cleanup(func() { close(release) })
 	h.agent.on("CreateContainer", func(context.Context, proto.Message) (proto.Message, error) { <-release; return nil, nil })
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Second)
 	defer cancel()
 	_, err := h.host.CreateContainer(ctx, request("c1", "app", "02/01"))
 	wants(t, err, codes.DeadlineExceeded)
@@ -525,5 +525,25 @@ func TestManyContainersAtOnce(t *testing.T) {
 	wg.Wait()
 	if h.volumes.attached() {
 		t.Error("something is attached")
+	}
+}
+
+// Kata names the place by the disk's slot: /run/kata-containers/sandbox/storage/ and the path in base64.
+func TestASlotThatAnotherVolumeHadMayBeUsedAgain(t *testing.T) {
+	t.Parallel()
+	h := start(t).sandbox()
+	const place = "/run/kata-containers/sandbox/storage/0"
+	volume := func() string {
+		h.gate.mu.Lock()
+		defer h.gate.mu.Unlock()
+		return h.gate.stateLocked().Paths[place]
+	}
+	must(t, h.create("c1", "app", "02/01"))
+	if got := volume(); got != "data" {
+		t.Errorf("while its container lives, %s is of %q, not data", place, got)
+	}
+	must(t, h.remove("c1"))
+	if got := volume(); got != "" {
+		t.Errorf("without a container, %s is still of %q", place, got)
 	}
 }

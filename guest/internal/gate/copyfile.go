@@ -35,10 +35,25 @@ func (g *Gate) copyFile(ctx context.Context, req *agent.CopyFileRequest) (proto.
 	if err := g.allow(ctx, "CopyFile", req); err != nil {
 		return nil, err
 	}
+	if c := g.inhabitant(req.Path); c != nil {
+		return nil, fmt.Errorf("copy to %.128q refused: container %s lives there, and could put a link into the way: %w", req.Path, c.id, errdefs.ErrPermissionDenied)
+	}
 	if err := checkCopy(g.Run, req); err != nil {
 		return nil, fmt.Errorf("copy to %.128q refused: %w", req.Path, err)
 	}
 	return g.forward(ctx, "CopyFile", req)
+}
+
+// inhabitant is the container, alive or not yet known to be gone, whose folder in the share has the path; nil: none.
+func (g *Gate) inhabitant(name string) *container {
+	below := strings.TrimPrefix(name, path.Join(g.Run, shareDir)+"/")
+	id, _, _ := strings.Cut(strings.TrimPrefix(below, "passthrough/"), "/")
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if c := g.containers[id]; c != nil && c.state != gone {
+		return c
+	}
+	return nil
 }
 
 // shareDir is where the share is below the agent's directory.

@@ -21,6 +21,10 @@ func (g *Gate) Describe() (*sealvolv1.Policy, []string) {
 	if g.Origin.Refused != nil {
 		warnings = append(warnings, "nothing is accepted: "+g.Origin.Refused.Error())
 	}
+	if g.phase == fresh && !g.policyTaken && !g.Origin.bound() {
+		described.InForce = false
+		warnings = append(warnings, "the host may still bring another policy (SetPolicy), until the sandbox is made")
+	}
 	if g.policyTaken {
 		described.Source = FromSetPolicy
 		warnings = append(warnings, "the policy is the host's word: nothing binds it to the guest's measurement")

@@ -138,6 +138,7 @@ type fakeVolumes struct {
 	fail    map[string]error // by "acquire data" and the like
 	acquire func(ctx context.Context) error
 	held    map[string][]string // container → volumes
+	disks   map[string]pci.Path // of the volumes that were ever held
 	shown   map[string]bool
 }
 
@@ -154,7 +155,7 @@ func (v *fakeVolumes) step(what string) error {
 	return v.fail[what]
 }
 
-func (v *fakeVolumes) Acquire(ctx context.Context, container, name string, _ policy.Volume, _ pci.Path) error {
+func (v *fakeVolumes) Acquire(ctx context.Context, container, name string, _ policy.Volume, disk pci.Path) error {
 	if err := v.step("acquire " + name); err != nil {
 		return err
 	}
@@ -166,6 +167,7 @@ func (v *fakeVolumes) Acquire(ctx context.Context, container, name string, _ pol
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.held[container] = append(v.held[container], name)
+	v.disks[name] = disk
 	return nil
 }
 
@@ -195,7 +197,17 @@ func (v *fakeVolumes) Release(_ context.Context, container string) error {
 	return err
 }
 
-func (v *fakeVolumes) Disks() map[string]pci.Path { return nil }
+func (v *fakeVolumes) Disks() map[string]pci.Path {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	disks := map[string]pci.Path{}
+	for _, names := range v.held {
+		for _, name := range names {
+			disks[name] = v.disks[name]
+		}
+	}
+	return disks
+}
 
 func (v *fakeVolumes) Number(context.Context, string) (uint32, uint32, error) { return 253, 7, nil }
 
@@ -315,7 +327,7 @@ func start(t testing.TB, options ...option) *harness {
 	h := &harness{
 		journal: j, t: t, socket: filepath.Join(dir, "gate"), run: filepath.Join(dir, "run"),
 		agent:   &fakeAgent{journal: j, answer: map[string]func(context.Context, proto.Message) (proto.Message, error){}, seen: map[string]proto.Message{}},
-		volumes: &fakeVolumes{journal: j, fail: map[string]error{}, held: map[string][]string{}, shown: map[string]bool{}},
+		volumes: &fakeVolumes{journal: j, fail: map[string]error{}, held: map[string][]string{}, disks: map[string]pci.Path{}, shown: map[string]bool{}},
 		ns:      &fakeNamespaces{},
 	}
 	agentSocket := filepath.Join(dir, "agent")

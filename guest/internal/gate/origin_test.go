@@ -113,6 +113,20 @@ func TestGuestThatRefusesAllSaysWhy(t *testing.T) {
 	}
 }
 
+// Otherwise someone outside trusts the image's policy, and the host brings its own a moment later.
+func TestAPolicyThatTheHostMayStillReplaceIsNotInForce(t *testing.T) {
+	t.Parallel()
+	h := start(t)
+	p, warnings := h.gate.Describe()
+	if p.InForce || len(warnings) == 0 || !strings.Contains(warnings[0], "SetPolicy") {
+		t.Errorf("before SetPolicy: %v, %q", p, warnings)
+	}
+	h.sandbox()
+	if p, _ := h.gate.Describe(); !p.InForce {
+		t.Errorf("with the sandbox, after which SetPolicy is refused: %v", p)
+	}
+}
+
 func TestDescribeTellsTheOrigin(t *testing.T) {
 	t.Parallel()
 	h := start(t, bound(FromInitData), func(c *Config) { c.Origin.Warnings = []string{"a test double"} })

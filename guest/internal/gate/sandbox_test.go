@@ -356,6 +356,24 @@ func TestCopyFile(t *testing.T) {
 	}
 }
 
+// What runs there could swap a link in after any check.
+func TestCopyFileIntoTheFolderOfALiveContainerIsRefused(t *testing.T) {
+	t.Parallel()
+	h := start(t).sandbox()
+	into := func(name string) error {
+		_, err := h.host.CopyFile(soon(t), copyTo(filepath.Join(h.run, shareDir, name), unix.S_IFREG))
+		return err
+	}
+	must(t, into("c1/rootfs/bin/sh")) // before it is created, as Kata does
+	must(t, h.create("c1", "other"))
+	for _, name := range []string{"c1/rootfs/x", "passthrough/c1/rootfs/x", "c1/x", "c1"} {
+		wants(t, into(name), codes.PermissionDenied, "container c1 lives there")
+	}
+	must(t, into("c1-1f2e-resolv.conf"))
+	must(t, h.remove("c1"))
+	must(t, into("c1/rootfs/x"))
+}
+
 func TestCopyFileBeforeThereIsAShareDirectory(t *testing.T) {
 	t.Parallel()
 	h := start(t).sandbox()

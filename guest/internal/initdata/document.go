@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/sealvol/sealvol/guest/api/quote"
 	"github.com/sealvol/sealvol/policy"
 )
 
@@ -95,13 +96,12 @@ func digest(algorithm string, text []byte) ([]byte, error) {
 }
 
 // Bound is errdefs.ErrPermissionDenied unless the TEE reports this document: launchData, HOSTDATA of SEV-SNP or MRCONFIGID of TDX, is
-// the digest, cut to the field's length or padded to it with zeros (Kata's adjustProperLength and adjust_digest).
+// the digest in the form of quote.LaunchData.
 func (d *Document) Bound(launchData []byte) error {
 	if len(launchData) < sha256.Size { // a shorter one would be too easy to hit
 		return fmt.Errorf("init-data: the TEE's field has %d bytes, too few for a digest: %w", len(launchData), errdefs.ErrInternal)
 	}
-	want := make([]byte, len(launchData))
-	copy(want, d.Digest)
+	want := quote.LaunchData(d.Digest, len(launchData))
 	if subtle.ConstantTimeCompare(want, launchData) != 1 {
 		return fmt.Errorf("init-data: its digest %x is not what the TEE reports, %x: launch the guest with the digest of the document that it gets: %w",
 			want, launchData, errdefs.ErrPermissionDenied)
