@@ -99,10 +99,10 @@ node-artefacts: tools build build/guest/initrd.img build/images/busybox.tar buil
 
 # --- tests, from fast to real ---------------------------------------------------
 
-# A node has one processor and takes longest, so the other machines run beside it, when all that they share is there.
+# A node has one processor and takes longest, so the rest runs beside it, when all that they share is there.
 .PHONY: test
-test: check test-fuzz build/vmrun build/testbed node-artefacts ## run every test
-	@integration/abreast 'node $(MAKE) test-node' 'vm $(MAKE) test-vm test-attack'
+test: check build/vmrun build/testbed node-artefacts ## run every test
+	@integration/abreast 'node $(MAKE) test-node' 'else $(MAKE) test-fuzz test-vm test-attack'
 
 .PHONY: check
 check: build/prerequisites ## format, vet, staticcheck and unit tests: while editing
