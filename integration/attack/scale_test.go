@@ -99,6 +99,7 @@ func TestADiskThatHangsHoldsNoOtherVolumeUpWhileTheyAreSealed(t *testing.T) {
 func TestTwoHundredRoundsLeaveNothing(t *testing.T) {
 	a := start(t)
 	const lives, rounds, workers = 10, 5, 4 // of a sandbox; of a volume in it
+	const tolerated = 8 * mib               // of the whole machine, where the tags of a few volumes would be as much
 	life := func() {
 		t.Helper()
 		var wg sync.WaitGroup
@@ -124,6 +125,11 @@ func TestTwoHundredRoundsLeaveNothing(t *testing.T) {
 		life()
 	}
 	after, heldAfter := a.holds()
+	// The kernel frees some of it later: what processors keep for themselves, what waits for RCU.
+	for tries := 0; heldAfter-heldBefore > tolerated && tries < 30; tries++ {
+		time.Sleep(time.Second)
+		after, heldAfter = a.holds()
+	}
 	t.Logf("%d rounds: %+v and %d MiB in use before, %+v and %d MiB after", lives*rounds*workers, before.memory, heldBefore/mib, after.memory, heldAfter/mib)
 	// The mount below which volumes are attached, which each sandbox makes.
 	if len(after.kernel) != 1 || len(before.kernel) != 1 {
@@ -135,8 +141,7 @@ func TestTwoHundredRoundsLeaveNothing(t *testing.T) {
 	if grown := after.memory.Heap - before.memory.Heap; grown > mib {
 		t.Errorf("the service's heap grew by %d KiB", grown>>10)
 	}
-	// Of the whole machine, where the tags of a few volumes would be as much.
-	if grown := heldAfter - heldBefore; grown > 8*mib {
+	if grown := heldAfter - heldBefore; grown > tolerated {
 		t.Errorf("the machine has %d MiB more in use", grown/mib)
 	}
 }
