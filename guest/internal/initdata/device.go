@@ -9,8 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strings"
-	"unicode"
 
 	"github.com/containerd/errdefs"
 )
@@ -131,21 +129,4 @@ func unpack(compressed []byte) ([]byte, error) {
 		return nil, fmt.Errorf("unpack: %d bytes behind the document: %w", r.Len(), errdefs.ErrInvalidArgument)
 	}
 	return text, nil
-}
-
-// oneLine makes text that holds pieces of the document fit for the host's eyes.
-func oneLine(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if unicode.IsSpace(r) {
-			return ' '
-		}
-		if !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, s)
-	if len(s) > 300 {
-		s = strings.ToValidUTF8(s[:300], "") + "..."
-	}
-	return s
 }
