@@ -16,6 +16,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/sealvol/sealvol/policy"
 )
@@ -206,6 +207,9 @@ func writePod(ctx context.Context, o object, claims claims, options Options, use
 func seal(r *report, template podTemplate, volumes []volume, options Options) sealedPod {
 	sealed := sealedPod{Containers: map[string]policy.Container{}, Volumes: map[string]policy.Volume{}}
 	for _, c := range template.containers() {
+		if wrong := validation.IsDNS1123Label(c.Name); len(wrong) > 0 {
+			r.refuse(errdefs.ErrInvalidArgument, "%s: name %q: %s", c.field, c.Name, strings.Join(wrong, ", "))
+		}
 		if _, twice := sealed.Containers[c.Name]; twice {
 			r.refuse(errdefs.ErrInvalidArgument, "%s: another container is called %q too", c.field, c.Name)
 		}

@@ -85,7 +85,7 @@ func TestWhatTheGuestWouldRefuseIsRefusedNow(t *testing.T) {
 		"a field of other type":  {container, "    command: run\n", errdefs.IsInvalidArgument, "cannot unmarshal string"},
 		"an argument of no text": {container, "    command: [run, yes]\n", errdefs.IsInvalidArgument, "cannot unmarshal bool"},
 		"two of one name":        {"  volumes:\n", "  - {name: c, image: i, command: [x]}\n  volumes:\n", errdefs.IsInvalidArgument, `another container is called "c" too`},
-		"a name that is none":    {"  - name: c\n", "  - name: C\n", errdefs.IsInvalidArgument, `bad name "C"`},
+		"a name that is none":    {"  - name: c\n", "  - name: C\n", errdefs.IsInvalidArgument, `spec.containers[0] "C": name "C": a lowercase RFC 1123 label`},
 		"no image":               {"    image: i:1\n", "", errdefs.IsInvalidArgument, "has no image"},
 		"an image that is none":  {"    image: i:1\n", "    image: 'I !'\n", errdefs.IsInvalidArgument, "image"},
 		"a probe with dots":      {container, container + "    livenessProbe: {exec: {command: [run, ...]}}\n", errdefs.IsFailedPrecondition, `livenessProbe: the argument "..." stands for any rest`},
