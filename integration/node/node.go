@@ -214,7 +214,16 @@ func (n *Node) writePod(p Pod) (string, error) {
 // Crictl runs crictl and gives what it printed on standard output, trimmed.
 // The error holds what it printed on standard error.
 func (n *Node) Crictl(ctx context.Context, args ...string) (string, error) {
-	return n.run(ctx, n.art.Crictl, append([]string{"--config", filepath.Join(n.dir, "etc/crictl.yaml")}, args...)...)
+	args = append([]string{"--config", filepath.Join(n.dir, "etc/crictl.yaml")}, args...)
+	out, err := n.run(ctx, n.art.Crictl, args...)
+	// crictl gives containerd 5 s to greet it, which an emulated machine that is short of processors may need longer for. Nothing was asked yet.
+	for range 3 {
+		if err == nil || ctx.Err() != nil || !strings.Contains(err.Error(), "validate service connection") || !strings.Contains(err.Error(), "error reading server preface") {
+			break
+		}
+		out, err = n.run(ctx, n.art.Crictl, args...)
+	}
+	return out, err
 }
 
 // Exec runs a command in a container and gives its standard output.
