@@ -58,10 +58,11 @@ build/vmrun: $(wildcard integration/vmrun/*.go integration/image/*.go) go.mod | 
 # --- our programs -------------------------------------------------------------
 
 .PHONY: build
-build: ## build the four programs into bin/
+build: ## build the five programs into bin/
 	@$(STEP) 'bin/sealvol-nri' $(GO) build $(RELEASE) -o bin/sealvol-nri ./plugin
 	@$(STEP) 'bin/containerd-shim-kata-sealvol-v2' $(GO) build $(RELEASE) -o bin/containerd-shim-kata-sealvol-v2 ./shim
 	@$(STEP) 'bin/sealvol-guest' $(GO) build $(RELEASE) -o bin/sealvol-guest ./guest
+	@$(STEP) 'bin/sealvol-csi' $(GO) build $(RELEASE) -o bin/sealvol-csi ./contrib/csi
 	@$(STEP) 'bin/sealvol' $(GO) build $(RELEASE) -o bin/sealvol ./contrib/sealvol
 
 build/testbed: always
@@ -173,8 +174,8 @@ record: build/vmrun node-artefacts build/record/record build/record/initrd.img #
 	@KATA_INITRD=$(BUILD)/record/initrd.img $(NODE) -timeout 60m -share $(TESTDATA)/recorded build/record/record $(CURDIR) $(TESTDATA)/manifests $(TESTDATA)/recorded $(NAMES)
 
 .PHONY: bench
-bench: bench-node bench-sealing bench-policy ## measure, into build/bench.json
-	@build/bench/bench merge build/bench.json build/bench/node.json build/bench/sealing.json build/bench/policy.json
+bench: bench-node bench-sealing bench-policy bench-csi ## measure, into build/bench.json
+	@build/bench/bench merge build/bench.json build/bench/node.json build/bench/sealing.json build/bench/policy.json build/bench/csi.json
 
 .PHONY: bench-node
 bench-node: build/vmrun node-artefacts build/bench/bench ## measure a node
@@ -190,6 +191,11 @@ bench-sealing: build/vmrun build/kernel/vmlinux build/bench/bench build/testbed 
 .PHONY: bench-policy
 bench-policy: build/bench/bench ## measure SetPolicy and decisions at 1, 10 and 100 volumes, and the evaluator's memory
 	@build/bench/bench policy $(BUILD)/bench/policy.json
+
+.PHONY: bench-csi
+bench-csi: build/bench/bench ## measure the CSI driver's calls
+	@$(STEP) 'CSI, per call' $(SHELL) -c "$(GO) test -run '^$$' -bench BenchmarkCSI -count 5 ./contrib/csi > build/bench/csi.txt"
+	@build/bench/bench csi $(BUILD)/bench/csi.txt $(BUILD)/bench/csi.json
 
 build/bench/bench: always
 	@$(GO) build $(RELEASE) -o $@ ./integration/bench

@@ -376,7 +376,13 @@ func TestOpensAgainWhereverTheDiskIs(t *testing.T) {
 	if got := m.Status()[0]; got.SizeBytes != 1<<30 || got.PciPath != "02/07" || got.Device != "vdq" {
 		t.Errorf("status %v", got)
 	}
+	if got := m.Status()[0].Usage; got.GetTotalBytes() != 4096000 || got.UsedBytes != 409600 || got.AvailableBytes != 3276800 || got.TotalInodes != 70 || got.FreeInodes != 60 {
+		t.Errorf("usage %v is not that of the file system", got)
+	}
 	mustRelease(t, m)
+	if got := m.Status()[0].Usage; got != nil {
+		t.Errorf("a closed volume has usage %v", got)
+	}
 	w.plug("02/07", "vdq", 1<<30-512, 10)
 	if err := m.Acquire(t.Context(), "c", "v", spec(), path(t, "02/07")); !errdefs.IsFailedPrecondition(err) || w.left() != closed {
 		t.Errorf("a smaller disk: %v, left: %s", err, w.left())
