@@ -27,7 +27,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
-	"github.com/sealvol/sealvol/shim/internal/atomicfile"
+	"github.com/sealvol/sealvol/shim/atomicfile"
 )
 
 // The stand-in for the stock Kata shim: this test binary, copied to another

@@ -14,8 +14,8 @@ import (
 	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"github.com/containerd/errdefs"
 
+	"github.com/sealvol/sealvol/shim/atomicfile"
 	"github.com/sealvol/sealvol/shim/hotplug"
-	"github.com/sealvol/sealvol/shim/internal/atomicfile"
 )
 
 // maxConfig bounds config.json, in bytes.

@@ -18,8 +18,8 @@ import (
 
 	volume "github.com/kata-containers/kata-containers/src/runtime/pkg/direct-volume"
 
+	"github.com/sealvol/sealvol/shim/atomicfile"
 	"github.com/sealvol/sealvol/shim/hotplug"
-	"github.com/sealvol/sealvol/shim/internal/atomicfile"
 )
 
 // Root is where Kata looks for records, kataDirectVolumeRootPath.

@@ -15,7 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	"github.com/sealvol/sealvol/shim/internal/atomicfile"
+	"github.com/sealvol/sealvol/shim/atomicfile"
 	"github.com/sealvol/sealvol/shim/internal/process"
 )
 
