@@ -73,6 +73,10 @@ const (
 	// pkg/volume/emptydir; the "~" is of its plugin names).
 	EmptyDirPlugin = "kubernetes.io~empty-dir"
 
+	// emptyDirDepth is how deep an emptyDir is below kubelet's root folder:
+	// pods/<uid>/volumes/<plugin>/<name>.
+	emptyDirDepth = 5
+
 	// MaxBytes is the largest size of an emptyDir's file, in bytes.
 	MaxBytes = 1 << 60
 
@@ -140,6 +144,14 @@ type EmptyDir struct {
 
 // String gives the path: a folder holds one file.
 func (e EmptyDir) String() string { return e.Path }
+
+// Split gives kubelet's root folder and, relative to that, the emptyDir's. An
+// administrator may have made the one a link; in the other there is none.
+func (e EmptyDir) Split() (root, folder string) {
+	parts := strings.Split(e.Path, "/")
+	above := max(0, len(parts)-emptyDirDepth)
+	return strings.Join(parts[:above], "/") + "/", strings.Join(parts[above:], "/")
+}
 
 // Source names a volume of a sandbox: the source of its bind mount in the
 // container spec, whose base64url is the name of Kata's direct-volume record.
@@ -336,8 +348,9 @@ func (e EmptyDir) check() error {
 	if err := CheckPath(e.Path); err != nil {
 		return fmt.Errorf("emptyDir %w", err)
 	}
-	if path.Base(path.Dir(e.Path)) != EmptyDirPlugin {
-		return fmt.Errorf("emptyDir %q is not in a folder %s of kubelet's", e.Path, EmptyDirPlugin)
+	_, folder := e.Split()
+	if ok, err := path.Match("pods/*/volumes/"+EmptyDirPlugin+"/*", folder); err != nil || !ok {
+		return fmt.Errorf("emptyDir %q is not kubelet's, which are pods/<uid>/volumes/%s/<name> in its root folder", e.Path, EmptyDirPlugin)
 	}
 	if e.Size == 0 || e.Size > MaxBytes || e.Size%sector != 0 {
 		return fmt.Errorf("emptyDir of %d bytes, which is not a multiple of %d between %d and %d", e.Size, sector, sector, uint64(MaxBytes))
