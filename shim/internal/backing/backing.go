@@ -11,12 +11,12 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/sealvol/sealvol/shim/hotplug"
+	"github.com/sealvol/sealvol/shim/loop"
 )
 
 // Device is a block device that is held open and locked: as long as it is, its
@@ -149,37 +149,9 @@ func openFile(path string) (Device, error) {
 // very open file, so that its lock stays until then too: a hypervisor that has
 // outlived us keeps others away.
 func attach(file *os.File) (Device, error) {
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	device, err := loop.Attach(file, unix.LO_FLAGS_AUTOCLEAR)
 	if err != nil {
 		return Device{}, err
 	}
-	defer control.Close()
-
-	config := unix.LoopConfig{Fd: uint32(file.Fd())}
-	// With direct I/O the host's page cache does not hold the volume a second
-	// time. The kernel leaves it out where the file's file system has none.
-	config.Info.Flags = unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO
-	copy(config.Info.File_name[:len(config.Info.File_name)-1], file.Name())
-	// Between the kernel's answer and ours another process may take the number.
-	for range 100 {
-		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
-		if err != nil {
-			return Device{}, fmt.Errorf("find a free loop device: %w", err)
-		}
-		node := fmt.Sprintf("/dev/loop%d", n)
-		loop, err := os.OpenFile(node, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-		if err != nil {
-			return Device{}, err
-		}
-		err = unix.IoctlLoopConfigure(int(loop.Fd()), &config)
-		if err == nil {
-			return Device{node, []io.Closer{loop}}, nil
-		}
-		loop.Close()
-		if !errors.Is(err, unix.EBUSY) {
-			return Device{}, fmt.Errorf("attach %s to %s: %w", file.Name(), node, err)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	return Device{}, fmt.Errorf("no loop device stays free for %s: %w", file.Name(), errdefs.ErrUnavailable)
+	return Device{device.Name(), []io.Closer{device}}, nil
 }
