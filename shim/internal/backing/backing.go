@@ -53,7 +53,7 @@ func Open(b hotplug.Backing) (Device, error) {
 	case hotplug.File:
 		return openFile(string(b))
 	case hotplug.EmptyDir:
-		return openEmptyDir(b)
+		return openEmptyDir(b, attach)
 	default:
 		return Device{}, fmt.Errorf("backing %v: %w", b, errdefs.ErrInvalidArgument)
 	}

@@ -22,7 +22,7 @@ const diskName = "sealvol.img"
 // What a container may have put into the folder earlier is nothing to follow:
 // below kubelet's root no part of the path is a link, and the file is one that
 // did not exist.
-func openEmptyDir(e hotplug.EmptyDir) (Device, error) {
+func openEmptyDir(e hotplug.EmptyDir, attach func(*os.File) (Device, error)) (Device, error) {
 	dir, err := openFolder(e)
 	if err != nil {
 		return Device{}, err

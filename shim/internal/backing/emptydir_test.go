@@ -156,6 +156,23 @@ func TestTricksInTheFolderLeadNowhere(t *testing.T) {
 	}
 }
 
+func TestAFileWithoutADeviceIsRemoved(t *testing.T) {
+	t.Parallel()
+	path, want := folder(t), errors.New("no loop device")
+	_, err := openEmptyDir(hotplug.EmptyDir{Path: path, Size: 1 << 20}, func(file *os.File) (Device, error) {
+		if info, err := os.Lstat(filepath.Join(path, diskName)); err != nil || info.Size() != 1<<20 {
+			t.Errorf("it is not there to be attached: %v (%v)", info, err)
+		}
+		return Device{}, want
+	})
+	if !errors.Is(err, want) {
+		t.Errorf("got %v", err)
+	}
+	if entries, err := os.ReadDir(path); err != nil || len(entries) > 0 {
+		t.Errorf("%v is left behind (%v)", entries, err)
+	}
+}
+
 func TestAFileThatCannotHaveItsSizeIsRemoved(t *testing.T) {
 	t.Parallel()
 	path := folder(t)
