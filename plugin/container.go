@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -190,12 +191,16 @@ func findMounts(asked []ask, driver published.Dir, pod *api.PodSandbox, containe
 			}
 			v.Name, v.Backing = a.name, hotplug.EmptyDir{Path: m.GetSource(), Size: a.size}
 		} else {
-			record, err := driver.Find(m.GetSource())
+			record, err := driver.Find(resolve(m.GetSource()))
 			if errdefs.IsNotFound(err) {
 				continue
 			}
 			if err != nil {
 				return nil, fmt.Errorf("mount at %q: %w", m.GetDestination(), err)
+			}
+			// By a hostPath a pod can name the folder of another one's volume.
+			if pod.GetUid() == "" || !strings.Contains(record.Target, "/pods/"+pod.GetUid()+"/volumes/") {
+				return nil, fmt.Errorf("mount at %q: volume %q is published at %q, which is not this pod's: %w", m.GetDestination(), record.Name, record.Target, errdefs.ErrInvalidArgument)
 			}
 			v.Name, v.Backing = record.Name, hotplug.File(record.File)
 			v.readOnly = v.readOnly || record.ReadOnly
@@ -207,6 +212,16 @@ func findMounts(asked []ask, driver published.Dir, pod *api.PodSandbox, containe
 		volumes = append(volumes, v)
 	}
 	return volumes, nil
+}
+
+// resolve gives a mount's source as a record has it. containerd 2.4 follows links
+// only where the last part of a path is one (pkg/os, ResolveSymbolicLink), and
+// kubelet's root folder may be behind one. What cannot be followed is no target.
+func resolve(source string) string {
+	if target, err := filepath.EvalSymlinks(source); err == nil {
+		return target
+	}
+	return source
 }
 
 // parseEmptyDir gives the name of the emptyDir of a pod that a path belongs to,

@@ -164,6 +164,24 @@ func TestAdjustTurnsMountsIntoRequests(t *testing.T) {
 	}
 }
 
+// containerd passes a source on with the links that lead to kubelet's root folder.
+func TestAPublishedVolumeIsFoundBehindALink(t *testing.T) {
+	t.Parallel()
+	c, base := testConfig(t), t.TempDir()
+	target := filepath.Join(base, "real/pods", podUID, "volumes/kubernetes.io~csi/pvc-2/mount")
+	err := errors.Join(os.MkdirAll(target, 0o700), os.Symlink("real", filepath.Join(base, "link")),
+		c.published.Write(published.Volume{Name: "pvc-2", Target: target, File: csiFile}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	container := testContainer()
+	container.Mounts = append(container.Mounts, bind(strings.Replace(target, "/real/", "/link/", 1), "/data", "rw"))
+	got, err := adjust(c, testPod(), container)
+	if err != nil || !strings.Contains(got.GetAnnotations()[hotplug.Annotation], `"name":"pvc-2"`) {
+		t.Errorf("gives %v, %v", got, err)
+	}
+}
+
 // The guest's policy says which container must have which volume.
 func TestAContainerWithoutTheVolumeIsLetThrough(t *testing.T) {
 	t.Parallel()
@@ -366,6 +384,14 @@ func TestAdjustRefuses(t *testing.T) {
 		"a CSI volume twice": {func(_ *api.PodSandbox, c *api.Container) {
 			c.Mounts = append(c.Mounts, bind(csiTarget, "/data", "rw"), bind(csiTarget, "/more", "rw"))
 		}, "mounts it twice"},
+		"a CSI volume of another pod": {func(pod *api.PodSandbox, c *api.Container) {
+			pod.Uid = "2"
+			c.Mounts = append(c.Mounts, bind(csiTarget, "/data", "rw"))
+		}, "is not this pod's"},
+		"a CSI volume of a pod without an identity": {func(pod *api.PodSandbox, c *api.Container) {
+			pod.Uid = ""
+			c.Mounts = append(c.Mounts, bind(csiTarget, "/data", "rw"))
+		}, "is not this pod's"},
 		"a CSI volume at the root": {func(_ *api.PodSandbox, c *api.Container) {
 			c.Mounts = append(c.Mounts, bind(csiTarget, "/", "rw"))
 		}, "is the root"},
