@@ -103,14 +103,10 @@ func parseAsk(name, value string) (ask, error) {
 		return ask{}, fmt.Errorf("%s: %w", strings.ReplaceAll(err.Error(), "\n", ", "), errdefs.ErrInvalidArgument)
 	}
 	a := ask{name: name, device: wire.Device, mountPath: wire.MountPath, emptyDir: wire.EmptyDir}
-	switch wire.Mode {
-	case "ephemeral":
-	case "":
-		if a.emptyDir != "" {
-			break // Kubernetes' own word says that it goes with the pod.
-		}
-		fallthrough
-	case "persistent":
+	switch {
+	case wire.Mode == "ephemeral":
+	case wire.Mode == "" && a.emptyDir != "": // Kubernetes' own word says that it goes with the pod.
+	case wire.Mode == "" || wire.Mode == "persistent":
 		return ask{}, fmt.Errorf("mode %q is not supported: persistent volumes come later; write \"ephemeral\" if the data may go with the pod: %w",
 			wire.Mode, errdefs.ErrFailedPrecondition)
 	default:
