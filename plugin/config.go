@@ -10,13 +10,17 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/sealvol/sealvol/plugin/published"
+	"github.com/sealvol/sealvol/shim/hotplug"
 )
 
 // config is the plugin's configuration; nri.conf at the root of the repository
 // documents it.
 type config struct {
-	handlers handlerPatterns
-	logLevel slog.Level
+	handlers  handlerPatterns
+	published published.Dir
+	logLevel  slog.Level
 }
 
 // handlerPatterns are path.Match patterns of runtime handlers, all well formed.
@@ -35,7 +39,7 @@ func (patterns handlerPatterns) match(handler string) bool {
 }
 
 func defaultConfig() config {
-	return config{handlers: handlerPatterns{"kata*"}, logLevel: slog.LevelInfo}
+	return config{handlers: handlerPatterns{"kata*"}, published: published.Root, logLevel: slog.LevelInfo}
 }
 
 // parseConfig reads a configuration. What it does not set is the default;
@@ -44,8 +48,9 @@ func parseConfig(text []byte) (config, error) {
 	c := defaultConfig()
 	wire := struct {
 		RuntimeHandlers []string    `toml:"runtime_handlers"`
+		PublishedDir    string      `toml:"published_dir"`
 		LogLevel        *slog.Level `toml:"log_level"`
-	}{c.handlers, &c.logLevel}
+	}{c.handlers, string(c.published), &c.logLevel}
 	err := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(&wire)
 	if unknown := (*toml.StrictMissingError)(nil); errors.As(err, &unknown) {
 		err = fmt.Errorf("unknown key %q", strings.Join(unknown.Errors[0].Key(), "."))
@@ -61,6 +66,9 @@ func parseConfig(text []byte) (config, error) {
 			return config{}, fmt.Errorf("configuration: runtime_handlers: pattern %q: %w: %w", pattern, err, errdefs.ErrInvalidArgument)
 		}
 	}
-	c.handlers = wire.RuntimeHandlers
+	if err := hotplug.CheckPath(wire.PublishedDir); err != nil {
+		return config{}, fmt.Errorf("configuration: published_dir %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	c.handlers, c.published = wire.RuntimeHandlers, published.Dir(wire.PublishedDir)
 	return c, nil
 }

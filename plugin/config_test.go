@@ -19,7 +19,7 @@ func TestShippedConfigurationIsTheDefault(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The shipped file sets every key, so that it documents every default.
-	for _, key := range []string{"runtime_handlers", "log_level"} {
+	for _, key := range []string{"runtime_handlers", "published_dir", "log_level"} {
 		if !slices.ContainsFunc(strings.Split(string(text), "\n"), func(line string) bool {
 			return strings.HasPrefix(line, key+" = ")
 		}) {
@@ -39,11 +39,11 @@ func TestShippedConfigurationIsTheDefault(t *testing.T) {
 
 func TestConfigurationIsRead(t *testing.T) {
 	t.Parallel()
-	got, err := parseConfig([]byte("runtime_handlers = ['', 'cc-*', 'tdx']\nlog_level = 'debug'"))
+	got, err := parseConfig([]byte("runtime_handlers = ['', 'cc-*', 'tdx']\npublished_dir = '/run/driver'\nlog_level = 'debug'"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := config{handlers: handlerPatterns{"", "cc-*", "tdx"}, logLevel: slog.LevelDebug}
+	want := config{handlers: handlerPatterns{"", "cc-*", "tdx"}, published: "/run/driver", logLevel: slog.LevelDebug}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(config{})); diff != "" {
 		t.Error(diff)
 	}
@@ -52,15 +52,17 @@ func TestConfigurationIsRead(t *testing.T) {
 func TestConfigurationIsRefused(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct{ text, want string }{
-		"no TOML":         {"{", "configuration"},
-		"an unknown key":  {"handlers = ['kata']", `unknown key "handlers"`},
-		"a table":         {"[nri]\nlog_level = 'info'", "unknown key"},
-		"no handler":      {"runtime_handlers = []", "empty"},
-		"another type":    {"runtime_handlers = 'kata'", "runtime_handlers"},
-		"a bad pattern":   {"runtime_handlers = ['kata[']", "syntax error in pattern"},
-		"no such level":   {"log_level = 'loud'", "loud"},
-		"a key twice":     {"log_level = 'info'\nlog_level = 'info'", "log_level"},
-		"trailing things": {"log_level = 'info' x", "configuration"},
+		"no TOML":           {"{", "configuration"},
+		"an unknown key":    {"handlers = ['kata']", `unknown key "handlers"`},
+		"a table":           {"[nri]\nlog_level = 'info'", "unknown key"},
+		"no handler":        {"runtime_handlers = []", "empty"},
+		"another type":      {"runtime_handlers = 'kata'", "runtime_handlers"},
+		"a bad pattern":     {"runtime_handlers = ['kata[']", "syntax error in pattern"},
+		"a relative folder": {"published_dir = 'published'", "published_dir"},
+		"no folder":         {"published_dir = ''", "published_dir"},
+		"no such level":     {"log_level = 'loud'", "loud"},
+		"a key twice":       {"log_level = 'info'\nlog_level = 'info'", "log_level"},
+		"trailing things":   {"log_level = 'info' x", "configuration"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -57,12 +57,15 @@ func (h *handler) Configure(_ context.Context, text, runtime, version string) (a
 func (h *handler) CreateContainer(_ context.Context, pod *api.PodSandbox, container *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
 	name := pod.GetNamespace() + "/" + pod.GetName()
 	log := h.log.With("pod", name, "sandbox", pod.GetId(), "container", container.GetName())
-	adjustment, err := adjust(h.config.Load().handlers, pod, container)
+	adjustment, err := adjust(*h.config.Load(), pod, container)
 	if err != nil {
 		log.Error("container refused", "err", err)
 		return nil, nil, errgrpc.ToGRPC(fmt.Errorf("sealvol: container %q of pod %q refused: %w", container.GetName(), name, err))
 	}
 	for _, m := range adjustment.GetMounts() {
+		if _, removed := m.IsMarkedForRemoval(); removed {
+			continue
+		}
 		log.Info("volume requested", "mountPath", m.Destination, "source", m.Source)
 	}
 	return adjustment, nil, nil

@@ -97,7 +97,7 @@ func (r *runtime) create(t *testing.T, change func(*api.PodSandbox)) (*api.Conta
 
 func sealed(*api.PodSandbox)      {}
 func plain(pod *api.PodSandbox)   { pod.Annotations = nil }
-func refused(pod *api.PodSandbox) { pod.Annotations[key] = "{}" }
+func refused(pod *api.PodSandbox) { pod.Annotations[key] = `{"mode":"ephemeral","mountPath":"/mnt"}` }
 
 // await waits until containers can be created, which needs the plugin.
 func (r *runtime) await(t *testing.T) {
@@ -415,10 +415,12 @@ func TestHelpNamesEveryFlag(t *testing.T) {
 			t.Errorf("no -%s in\n%s", name, &out)
 		}
 	}
-	// The example is one that works.
-	_, example, _ := strings.Cut(out.String(), key+": '")
-	example, _, _ = strings.Cut(example, "'\n")
-	if _, err := parseVolume("encrypted", example); err != nil {
-		t.Error(err)
+	// The examples are ones that work.
+	for _, key := range []string{key, "volume.sealvol.io/pages"} {
+		_, example, _ := strings.Cut(out.String(), key+": '")
+		example, _, _ = strings.Cut(example, "'\n")
+		if _, err := parseAsk("a", example); err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -1,10 +1,12 @@
 // Command sealvol-nri is the NRI plugin of sealvol: it turns what a pod asks
-// for in its annotations into hotplug requests on the specs of its containers,
-// which the runtime shim carries out. It keeps no state and touches nothing of
-// the host. It is not trusted: the guest checks all that follows from it.
+// for in its annotations, and what a CSI driver has published to it, into
+// hotplug requests on the specs of its containers, which the runtime shim
+// carries out. It keeps no state and of the host it reads what drivers published
+// (plugin/published) and touches nothing. It is not trusted: the guest checks
+// all that follows from it.
 //
-// It imports shim/hotplug for the format of the request and no other package of
-// the project.
+// It imports shim/hotplug for the format of the request, plugin/published for
+// that of the records, and no other package of the project.
 package main
 
 import (
@@ -30,13 +32,16 @@ containerd, as root, and connects to its NRI socket:
 containerd can also start it: link it into NRI's plugin_path as 10-sealvol; its
 configuration is then 10-sealvol.conf in NRI's plugin_config_path.
 
-A pod asks for a volume named "encrypted" with an annotation,
+A volume of a CSI driver that leaves records for it (sealvol-csi does) needs
+nothing more than its claim. For others a pod has an annotation:
 
   volume.sealvol.io/encrypted: '{"device": "/dev/encrypted", "mountPath": "/mnt/encrypted", "mode": "ephemeral"}'
+  volume.sealvol.io/pages: '{"emptyDir": "scratch", "size": "10Gi"}'
 
-where device is the path that a block device has inside each of the pod's
-containers (volumeDevices in Kubernetes, devices in CRI). A container that
-cannot have what its pod asks for is refused, and says why.
+where device is the path that a block device has inside of containers
+(volumeDevices in Kubernetes, devices in CRI), and emptyDir the name of one in
+the pod. A container that cannot have what its pod asks for is refused, and says
+why.
 
 NRI goes on without a plugin that is gone. Name this one in required_plugins of
 NRI's default_validator, so that containers are refused instead.

@@ -203,7 +203,7 @@ func (n *Node) RunContainer(ctx context.Context, pod string, p Pod, c Container)
 }
 
 func (n *Node) writePod(p Pod) (string, error) {
-	spec, err := p.sandboxJSON(p.Name)
+	spec, err := p.sandboxJSON()
 	if err != nil {
 		return "", err
 	}

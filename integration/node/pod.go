@@ -22,11 +22,15 @@ type Pod struct {
 	Runtime string
 	// SharedProcesses is Kubernetes' shareProcessNamespace.
 	SharedProcesses bool
+	// UID is Kubernetes' for the pod, by which kubelet names its folders. Empty: the name.
+	UID string
 }
 
 // Container is one container of a Pod.
 type Container struct {
-	Name    string
+	Name string
+	// Image is what the pod's author calls the image, as kubelet passes it on. Empty: the name that the node knows it by.
+	Image   string
 	Args    []string
 	Devices []Device
 	Mounts  []Mount
@@ -61,7 +65,11 @@ const policyAnnotation = "io.katacontainers.config.agent.policy"
 
 // sandboxJSON is the pod in the form that crictl reads. It uses the node's
 // network, since the node has no CNI.
-func (p Pod) sandboxJSON(uid string) ([]byte, error) {
+func (p Pod) sandboxJSON() ([]byte, error) {
+	uid := p.UID
+	if uid == "" {
+		uid = p.Name
+	}
 	annotations := map[string]string{}
 	for k, v := range p.Annotations {
 		annotations[k] = v
@@ -98,7 +106,7 @@ func (p Pod) containerJSON(c Container, attempt int64) ([]byte, error) {
 	}
 	return json.MarshalIndent(map[string]any{
 		"metadata": map[string]any{"name": c.Name, "attempt": attempt},
-		"image":    map[string]any{"image": BusyboxImage},
+		"image":    map[string]any{"image": BusyboxImage, "user_specified_image": c.Image},
 		"command":  c.Args,
 		"log_path": c.Name + ".log",
 		"devices":  c.Devices,
@@ -116,7 +124,7 @@ func VolumeAnnotation(name, device, mountPath string) (string, string) {
 
 // Describe gives a pod and a container as crictl reads them.
 func Describe(p Pod, c Container) (pod, container string, err error) {
-	podJSON, err := p.sandboxJSON(p.Name)
+	podJSON, err := p.sandboxJSON()
 	if err != nil {
 		return "", "", err
 	}

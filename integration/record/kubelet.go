@@ -85,8 +85,8 @@ func (p *pod) dir(parts ...string) string {
 	return filepath.Join(append([]string{kubelet, p.uid}, parts...)...)
 }
 
-// takeRequests takes out of the pod's annotations what the plugin will read only when there is a CSI driver: what they say of claims, and
-// of emptyDir volumes, which then are sealed.
+// takeRequests takes out of the pod's annotations what they say of claims and of emptyDir volumes: those are sealed too, but by the
+// recorder's own plugin, which plays their driver.
 func (p *pod) takeRequests() {
 	p.meta.Annotations = maps.Clone(p.meta.Annotations)
 	for key, value := range p.meta.Annotations {

@@ -26,7 +26,7 @@ const (
 // request is what an annotation asks for. Its forms:
 //
 //	{"device": "/dev/encrypted", "mountPath": "/mnt/encrypted", "mode": "ephemeral"}   a raw block device of the containers (volumeDevices)
-//	{"emptyDir": "scratch", "size": "10Gi"}                                            an emptyDir; size may be its sizeLimit instead
+//	{"emptyDir": "scratch", "size": "10Gi"}                                            an emptyDir; its sizeLimit is kubelet's and reaches no node's plugin
 //	{"mode": "ephemeral"}                                                              the claim behind a volumeMount, whose data goes with the pod
 type request struct {
 	Device    string `json:"device"`

@@ -76,8 +76,8 @@ func TestGenpolicyLetsSealedVolumesPass(t *testing.T) {
 		request = `{"OCI": {"Annotations": {"io.kubernetes.cri.container-name": "c"}, "Mounts": [{"destination": "/v", "source": "/run/sealvol/volumes/v", "type_": "bind", "options": ["rbind", "nosuid", "nodev", "rw"]}]}, "storages": STORAGES}`
 	)
 	emptyDir := strings.Replace(sealedManifest, "ephemeral: {volumeClaimTemplate: {spec: {storageClassName: coco-local-csi, resources: {requests: {storage: 1Mi}}}}}",
-		"emptyDir: {sizeLimit: 1Mi}", 1)
-	notes := `volume.sealvol.io/v: '{"emptyDir": "v"}', `
+		"emptyDir: {}", 1)
+	notes := `volume.sealvol.io/v: '{"emptyDir": "v", "size": "1Mi"}', `
 	for name, c := range map[string]struct {
 		manifest, notes  string
 		mounts, storages string // before

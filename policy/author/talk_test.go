@@ -54,3 +54,29 @@ func TestTheTalksManifestGivesTheDemosPod(t *testing.T) {
 		}
 	}
 }
+
+// TestTheReadmesManifestsWork: each source of volumes has its smallest manifest in the README, and all of them ask for the volume of the
+// policy that stands there too.
+func TestTheReadmesManifestsWork(t *testing.T) {
+	t.Parallel()
+	parts := strings.Split(string(read(t, "../../README.md")), "```yaml\n")[1:]
+	if len(parts) != 3 {
+		t.Errorf("%d manifests, where there are three sources", len(parts))
+	}
+	for _, part := range parts {
+		manifest, _, _ := strings.Cut(part, "```")
+		result, err := Annotate(t.Context(), []byte(manifest), Options{})
+		if err != nil {
+			t.Errorf("%v:\n%s", err, manifest)
+			continue
+		}
+		pod, err := policy.Load(t.Context(), result.Pods[0].Policy)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mounts := pod.Volumes()["encrypted"].Mounts
+		if len(result.Warnings) > 0 || len(mounts) != 1 || mounts[0] != (policy.Mount{Container: "my-container", Path: "/mnt/encrypted"}) {
+			t.Errorf("warnings %q, and the volume is mounted %v:\n%s", result.Warnings, mounts, manifest)
+		}
+	}
+}

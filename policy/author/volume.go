@@ -355,14 +355,11 @@ func (f *finder) emptyDir(v corev1.Volume) (volume, bool) {
 	if v.EmptyDir.Medium != corev1.StorageMediumDefault {
 		f.refuse(errdefs.ErrFailedPrecondition, "%s: an emptyDir in memory is sealed by the guest's own memory; remove its medium or the annotation", field)
 	}
-	if limit := v.EmptyDir.SizeLimit; sealed.size == 0 && limit != nil {
-		var err error
-		if sealed.size, err = bytesOf(*limit); err != nil {
-			f.refuse(errdefs.ErrInvalidArgument, "%s: sizeLimit: %v", field, err)
-		}
-	}
 	if sealed.size == 0 {
-		f.refuse(errdefs.ErrInvalidArgument, "%s: has no size; give the annotation %s%s one, or the emptyDir a sizeLimit", field, volumePrefix, name)
+		f.refuse(errdefs.ErrInvalidArgument, "%s: has no size; give the annotation %s%s one, since the node does not see a sizeLimit", field, volumePrefix, name)
+	}
+	if limit := v.EmptyDir.SizeLimit; limit != nil && limit.CmpInt64(int64(sealed.size)) <= 0 {
+		f.warn("%s: its sizeLimit %s is not above its size; a full volume takes a little more of the node's disk than its size, and then kubelet evicts the pod", field, limit)
 	}
 	sealed.mounts = f.mounts(v.Name, false)
 	return sealed, true

@@ -194,10 +194,10 @@ func TestEmptyDirsAreSealedOnRequest(t *testing.T) {
 	const source = "ephemeral: {volumeClaimTemplate: {spec: {storageClassName: coco-local-csi, resources: {requests: {storage: 1Mi}}}}}"
 	for name, c := range map[string]struct{ annotation, source, want string }{
 		"with a size":       {`{"emptyDir": "v", "size": "1Gi"}`, "emptyDir: {}", ""},
-		"with a limit":      {`{"emptyDir": "v"}`, "emptyDir: {sizeLimit: 1Gi}", ""},
+		"with a limit":      {`{"emptyDir": "v"}`, "emptyDir: {sizeLimit: 1Gi}", "the node does not see a sizeLimit"},
 		"with both":         {`{"emptyDir": "v", "size": "1Gi"}`, "emptyDir: {sizeLimit: 3Gi}", ""},
+		"with a tight one":  {`{"emptyDir": "v", "size": "1Gi"}`, "emptyDir: {sizeLimit: 1Gi}", ""},
 		"without a size":    {`{"emptyDir": "v"}`, "emptyDir: {}", "has no size"},
-		"with an odd limit": {`{"emptyDir": "v"}`, "emptyDir: {sizeLimit: -1}", "is not more than nothing"},
 		"in memory":         {`{"emptyDir": "v", "size": "1Gi"}`, "emptyDir: {medium: Memory}", "remove its medium"},
 		"that is none":      {`{"emptyDir": "v", "size": "1Gi"}`, "hostPath: {path: /}", "the pod has no such volume"},
 		"that is not there": {`{"emptyDir": "w", "size": "1Gi"}`, "emptyDir: {}", "the pod has no such volume"},
@@ -208,6 +208,9 @@ func TestEmptyDirsAreSealedOnRequest(t *testing.T) {
 			result, err := Annotate(t.Context(), []byte(manifest), Options{})
 			if (c.want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), c.want) {
 				t.Fatalf("want %q, got %v", c.want, err)
+			}
+			if warned := strings.Contains(strings.Join(result.Warnings, "\n"), "then kubelet evicts the pod"); warned != (name == "with a tight one") {
+				t.Errorf("warnings are %q", result.Warnings)
 			}
 			if err == nil && !strings.Contains(string(result.Pods[0].Policy), `"size": {"min": 1073741824, "max": 1073741824}`) {
 				t.Errorf("%s", result.Pods[0].Policy)

@@ -11,8 +11,13 @@
 //	  "device": {"major": 7, "minor": 0}
 //	}]}
 //
-// Each volume has exactly one backing, `device` (a block device of the host)
-// or `file` (an absolute path of a regular file on the host). For each volume
+// Each volume has exactly one backing: `device`, a block device of the host;
+// `file`, the absolute path of a regular file on the host; or
+//
+//	"emptyDir": {"path": "/var/lib/kubelet/pods/<uid>/volumes/kubernetes.io~empty-dir/<name>", "size": 10737418240}
+//
+// kubelet's folder for an emptyDir, in which the reader makes a sparse file of
+// that size, in bytes, for as long as the sandbox lives. For each volume
 // the container's spec holds a bind mount from `source` to `mountPath`; the
 // source never exists, it only names Kata's direct-volume record.
 //
@@ -62,6 +67,21 @@ const (
 
 	// maxPath is PATH_MAX without its NUL.
 	maxPath = 4095
+
+	// EmptyDirPlugin is the name of the folder that kubelet has in a pod's folder
+	// of volumes for its emptyDirs, one folder for each (Kubernetes 1.34,
+	// pkg/volume/emptydir; the "~" is of its plugin names).
+	EmptyDirPlugin = "kubernetes.io~empty-dir"
+
+	// emptyDirDepth is how deep an emptyDir is below kubelet's root folder:
+	// pods/<uid>/volumes/<plugin>/<name>.
+	emptyDirDepth = 5
+
+	// MaxBytes is the largest size of an emptyDir's file, in bytes.
+	MaxBytes = 1 << 60
+
+	// sector is what the size of a block device is a multiple of, in bytes.
+	sector = 512
 )
 
 var (
@@ -93,7 +113,7 @@ type Volume struct {
 	Backing Backing
 }
 
-// Backing is a [Device] or a [File].
+// Backing is a [Device], a [File] or an [EmptyDir].
 type Backing interface {
 	fmt.Stringer
 	kind() string
@@ -114,6 +134,25 @@ type File string
 // String gives the path.
 func (f File) String() string { return string(f) }
 
+// EmptyDir is a sparse file that is to be made in kubelet's folder for an emptyDir.
+type EmptyDir struct {
+	// Path is the folder's absolute path.
+	Path string
+	// Size is the file's, in bytes.
+	Size uint64
+}
+
+// String gives the path: a folder holds one file.
+func (e EmptyDir) String() string { return e.Path }
+
+// Split gives kubelet's root folder and, relative to that, the emptyDir's. An
+// administrator may have made the one a link; in the other there is none.
+func (e EmptyDir) Split() (root, folder string) {
+	parts := strings.Split(e.Path, "/")
+	above := max(0, len(parts)-emptyDirDepth)
+	return strings.Join(parts[:above], "/") + "/", strings.Join(parts[above:], "/")
+}
+
 // Source names a volume of a sandbox: the source of its bind mount in the
 // container spec, whose base64url is the name of Kata's direct-volume record.
 func Source(sandboxID, name string) string {
@@ -127,11 +166,16 @@ type (
 		Volumes []wireVolume `json:"volumes"`
 	}
 	wireVolume struct {
-		Name      string      `json:"name"`
-		MountPath string      `json:"mountPath"`
-		Source    string      `json:"source"`
-		Device    *wireDevice `json:"device,omitempty"`
-		File      *string     `json:"file,omitempty"`
+		Name      string        `json:"name"`
+		MountPath string        `json:"mountPath"`
+		Source    string        `json:"source"`
+		Device    *wireDevice   `json:"device,omitempty"`
+		File      *string       `json:"file,omitempty"`
+		EmptyDir  *wireEmptyDir `json:"emptyDir,omitempty"`
+	}
+	wireEmptyDir struct {
+		Path string `json:"path"`
+		Size uint64 `json:"size"`
 	}
 	wireDevice struct {
 		Major *uint32 `json:"major"`
@@ -186,13 +230,19 @@ func parse(data []byte) (Request, error) {
 }
 
 func (w wireVolume) backing() (Backing, error) {
+	count := 0
+	for _, there := range []bool{w.Device != nil, w.File != nil, w.EmptyDir != nil} {
+		if there {
+			count++
+		}
+	}
 	switch {
-	case w.Device != nil && w.File != nil:
-		return nil, errors.New("both device and file")
+	case count != 1:
+		return nil, fmt.Errorf("%d of device, file and emptyDir are there, not one", count)
 	case w.File != nil:
 		return File(*w.File), nil
-	case w.Device == nil:
-		return nil, errors.New("neither device nor file")
+	case w.EmptyDir != nil:
+		return EmptyDir(*w.EmptyDir), nil
 	case w.Device.Major == nil || w.Device.Minor == nil:
 		return nil, errors.New("device: major and minor are both needed")
 	}
@@ -211,6 +261,8 @@ func (r Request) encode() ([]byte, error) {
 			w.Device = &wireDevice{&b.Major, &b.Minor}
 		case File:
 			w.File = (*string)(&b)
+		case EmptyDir:
+			w.EmptyDir = (*wireEmptyDir)(&b)
 		}
 		wire.Volumes = append(wire.Volumes, w)
 	}
@@ -275,6 +327,8 @@ func (d Device) kind() string { return "device" }
 
 func (f File) kind() string { return "file" }
 
+func (e EmptyDir) kind() string { return "emptyDir" }
+
 func (d Device) check() error {
 	// Major 0 is for file systems without a device: no block device has it.
 	if d.Major == 0 || d.Major > maxMajor || d.Minor > maxMinor {
@@ -286,6 +340,20 @@ func (d Device) check() error {
 func (f File) check() error {
 	if err := CheckPath(string(f)); err != nil {
 		return fmt.Errorf("file %w", err)
+	}
+	return nil
+}
+
+func (e EmptyDir) check() error {
+	if err := CheckPath(e.Path); err != nil {
+		return fmt.Errorf("emptyDir %w", err)
+	}
+	_, folder := e.Split()
+	if ok, err := path.Match("pods/*/volumes/"+EmptyDirPlugin+"/*", folder); err != nil || !ok {
+		return fmt.Errorf("emptyDir %q is not kubelet's, which are pods/<uid>/volumes/%s/<name> in its root folder", e.Path, EmptyDirPlugin)
+	}
+	if e.Size == 0 || e.Size > MaxBytes || e.Size%sector != 0 {
+		return fmt.Errorf("emptyDir of %d bytes, which is not a multiple of %d between %d and %d", e.Size, sector, sector, uint64(MaxBytes))
 	}
 	return nil
 }

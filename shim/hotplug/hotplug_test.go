@@ -10,8 +10,11 @@ import (
 )
 
 const (
+	emptyDir = `/var/lib/kubelet/pods/1/volumes/kubernetes.io~empty-dir/scratch`
+
 	source  = `/run/sealvol/direct/0123abc/a`
 	volumeA = `{"name":"a","mountPath":"/mnt/a","source":"/run/sealvol/direct/0123abc/a","device":{"major":7,"minor":0}}`
+	volumeC = `{"name":"c","mountPath":"/mnt/c","source":"/run/sealvol/direct/0123abc/c","emptyDir":{"path":"` + emptyDir + `","size":1048576}}`
 	volumeB = `{"name":"b","mountPath":"/mnt/b","source":"/run/sealvol/direct/0123abc/b","file":"/var/lib/b.img"}`
 )
 
@@ -21,13 +24,14 @@ func request(volumes ...string) string {
 
 func TestParseGivesTheRequest(t *testing.T) {
 	t.Parallel()
-	got, err := Parse([]byte(request(volumeA, volumeB)))
+	got, err := Parse([]byte(request(volumeA, volumeB, volumeC)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := Request{Volumes: []Volume{
 		{Name: "a", MountPath: "/mnt/a", Source: Source("0123abc", "a"), Backing: Device{7, 0}},
 		{Name: "b", MountPath: "/mnt/b", Source: Source("0123abc", "b"), Backing: File("/var/lib/b.img")},
+		{Name: "c", MountPath: "/mnt/c", Source: Source("0123abc", "c"), Backing: EmptyDir{Path: emptyDir, Size: 1 << 20}},
 	}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -36,8 +40,8 @@ func TestParseGivesTheRequest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if string(data) != request(volumeA, volumeB) {
-		t.Errorf("Encode gives\n%s, not\n%s", data, request(volumeA, volumeB))
+	if string(data) != request(volumeA, volumeB, volumeC) {
+		t.Errorf("Encode gives\n%s, not\n%s", data, request(volumeA, volumeB, volumeC))
 	}
 }
 
@@ -50,6 +54,12 @@ func TestParseRefuses(t *testing.T) {
 		}
 		return request(strings.Replace(volumeA, old, new, 1))
 	}
+	editC := func(old, new string) string {
+		if !strings.Contains(volumeC, old) {
+			t.Fatalf("%s is not in the volume", old)
+		}
+		return request(strings.Replace(volumeC, old, new, 1))
+	}
 	for name, test := range map[string]struct{ data, want string }{
 		"nothing":                           {"", "unexpected end"},
 		"null":                              {"null", "version 0"},
@@ -57,7 +67,7 @@ func TestParseRefuses(t *testing.T) {
 		"no version":                        {`{"volumes":[` + volumeA + `]}`, "version 0"},
 		"a version to come":                 {`{"version":2,"volumes":[` + volumeA + `]}`, "version 2, not 1"},
 		"no volumes":                        {request(), "no volumes"},
-		"a null volume":                     {request("null"), "neither device nor file"},
+		"a null volume":                     {request("null"), "0 of device, file and emptyDir are there"},
 		"trailing data":                     {request(volumeA) + "{}", "after top-level value"},
 		"bytes that are not UTF-8":          {edit("/mnt/a", "/mnt/\xff"), "not UTF-8"},
 		"more than fits":                    {request(volumeA) + strings.Repeat(" ", MaxSize), "more than 65536"},
@@ -90,9 +100,9 @@ func TestParseRefuses(t *testing.T) {
 		"a source one level too deep":       {edit(source, "/run/sealvol/direct/x/0123abc/a"), "source"},
 		"a source that is not clean":        {edit(source, "/run/sealvol/direct/0123abc//a"), "source"},
 		"a sandbox that is too long":        {edit("0123abc", strings.Repeat("a", 77)), "source"},
-		"no backing":                        {edit(`,"device":{"major":7,"minor":0}`, ``), "neither device nor file"},
-		"two backings":                      {edit(`"device"`, `"file":"/a","device"`), "both device and file"},
-		"a null device":                     {edit(`{"major":7,"minor":0}`, `null`), "neither device nor file"},
+		"no backing":                        {edit(`,"device":{"major":7,"minor":0}`, ``), "0 of device, file and emptyDir are there"},
+		"two backings":                      {edit(`"device"`, `"file":"/a","device"`), "2 of device, file and emptyDir are there"},
+		"a null device":                     {edit(`{"major":7,"minor":0}`, `null`), "0 of device, file and emptyDir are there"},
 		"a device without minor":            {edit(`,"minor":0`, ``), "major and minor are both needed"},
 		"a device without major":            {edit(`"major":7,`, ``), "major and minor are both needed"},
 		"a negative minor":                  {edit(`"minor":0`, `"minor":-1`), "cannot unmarshal"},
@@ -103,6 +113,20 @@ func TestParseRefuses(t *testing.T) {
 		"a relative file":                   {edit(`"device":{"major":7,"minor":0}`, `"file":"a.img"`), "file \"a.img\" is not an absolute path"},
 		"a file that climbs":                {edit(`"device":{"major":7,"minor":0}`, `"file":"/a/../b"`), "not a clean path"},
 		"an empty file":                     {edit(`"device":{"major":7,"minor":0}`, `"file":""`), "not an absolute path"},
+		"a file and an emptyDir":            {editC(`"emptyDir"`, `"file":"/a","emptyDir"`), "2 of device, file and emptyDir are there"},
+		"an unknown key in an emptyDir":     {editC(`"size"`, `"mode":"0777","size"`), `unknown field "volumes[0].emptyDir.mode"`},
+		"an emptyDir that is no object":     {editC(`{"path":"`+emptyDir+`","size":1048576}`, `"`+emptyDir+`"`), "cannot unmarshal"},
+		"an emptyDir without a path":        {editC(emptyDir, ""), "emptyDir \"\" is not an absolute path"},
+		"an emptyDir that climbs":           {editC("/scratch", "/../kubernetes.io~empty-dir/scratch"), "not a clean path"},
+		"an emptyDir that is not kubelet's": {editC(emptyDir, "/etc/cron.d"), "is not kubelet's"},
+		"a folder in an emptyDir":           {editC("/scratch", "/scratch/sub"), "is not kubelet's"},
+		"an emptyDir of no pod":             {editC("/var/lib/kubelet/pods/1", ""), "is not kubelet's"},
+		"an emptyDir without a size":        {editC(`,"size":1048576`, ``), "emptyDir of 0 bytes"},
+		"an emptyDir of negative size":      {editC("1048576", "-1"), "cannot unmarshal"},
+		"an emptyDir of half a sector":      {editC("1048576", "1048832"), "not a multiple of 512"},
+		"an emptyDir that no disk has":      {editC("1048576", "1152921504606847488"), "between 512 and"},
+		"an emptyDir twice": {request(volumeC, strings.NewReplacer(`"c"`, `"d"`, "/mnt/c", "/mnt/d", "abc/c", "abc/d", "1048576", "2097152").Replace(volumeC)),
+			`emptyDir "` + emptyDir + `" is also that of volume "c"`},
 		"a name twice": {request(volumeA, volumeA),
 			`volumes[1] "a": name "a" is also that of volume "a"`},
 		"a mount path twice": {request(volumeA, strings.Replace(volumeB, "/mnt/b", "/mnt/a", 1)),
@@ -161,7 +185,7 @@ func TestEncodeRefusesMoreThanParseReads(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	for _, seed := range []string{
-		request(volumeA), request(volumeA, volumeB), request(strings.Replace(volumeA, "/mnt/a", "/<&>\u2028", 1)), request(volumeA, volumeA), request(), "", "null",
+		request(volumeA), request(volumeA, volumeB, volumeC), request(strings.Replace(volumeA, "/mnt/a", "/<&>\u2028", 1)), request(volumeA, volumeA), request(), "", "null",
 		`{"version":1,"volumes":[{"name":"a","name":"a"}]}`,
 		`{"Version":1}`,
 		`{"version":1,"volumes":[{"device":{"major":0,"minor":-1}}]}`,

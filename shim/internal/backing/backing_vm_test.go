@@ -95,11 +95,121 @@ func TestAFileIsDetachedWhenItsHolderIsKilled(t *testing.T) {
 	if attached(t, node) != path {
 		t.Errorf("%s is not on %s", node, path)
 	}
+	if _, err := Open(hotplug.File(path)); !errdefs.IsUnavailable(err) {
+		t.Errorf("another process' file was opened: %v", err)
+	}
 	if err := holder.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = holder.Wait()
 	wantDetached(t, node)
+	device, err := Open(hotplug.File(path))
+	if err != nil {
+		t.Fatalf("the lock has outlived its holder: %v", err)
+	}
+	device.Close()
+}
+
+// TestNoTwoHaveABackingAtOnce opens one backing by all its names.
+func TestNoTwoHaveABackingAtOnce(t *testing.T) {
+	path := disk(t, 1<<20)
+	other := path + "-2"
+	if err := os.Link(path, other); err != nil {
+		t.Fatal(err)
+	}
+	first, err := Open(hotplug.File(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantTaken := func(b hotplug.Backing) {
+		t.Helper()
+		d, err := Open(b)
+		if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), b.String()+" is that of another pod, which must be removed first") {
+			t.Errorf("%v: got %v", b, err)
+		}
+		if err == nil {
+			d.Close()
+		}
+	}
+	wantTaken(hotplug.File(path))
+	wantTaken(hotplug.File(other))
+
+	// A device by its number, as kubelet lends it.
+	number := numberOf(t, first.Path())
+	device, err := Open(number)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantTaken(number)
+	if err := device.Close(); err != nil {
+		t.Error(err)
+	}
+	if device, err = Open(number); err != nil {
+		t.Errorf("a device that was given back is still taken: %v", err)
+	} else if err := device.Close(); err != nil {
+		t.Error(err)
+	}
+
+	// The hypervisor keeps the disk for a while after its shim is gone.
+	node, err := os.Open(first.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Close(); err != nil {
+		t.Error(err)
+	}
+	wantTaken(hotplug.File(path))
+	if err := node.Close(); err != nil {
+		t.Error(err)
+	}
+	wantDetached(t, first.Path())
+	again, err := Open(hotplug.File(other))
+	if err != nil {
+		t.Fatalf("a file that was given back is still taken: %v", err)
+	}
+	again.Close()
+}
+
+// TestAnEmptyDirHoldsADiskWhileItIsOpen makes one disk after the other in a folder.
+func TestAnEmptyDirHoldsADiskWhileItIsOpen(t *testing.T) {
+	path := folder(t)
+	emptyDir := hotplug.EmptyDir{Path: path, Size: 64 << 20}
+	for range 2 {
+		device, err := Open(emptyDir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(path, diskName)
+		if got := attached(t, device.Path()); got != file {
+			t.Errorf("%s is on %q, not on %q", device.Path(), got, file)
+		}
+		size, err := os.ReadFile("/sys/block/" + filepath.Base(device.Path()) + "/size")
+		if err != nil || strings.TrimSpace(string(size)) != "131072" {
+			t.Errorf("the device has %s sectors (%v)", size, err)
+		}
+		if _, err := Open(emptyDir); !errdefs.IsUnavailable(err) {
+			t.Errorf("another sandbox gets it too: %v", err)
+		}
+		if err := device.Close(); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Lstat(file); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("its file is left behind (%v)", err)
+		}
+		wantDetached(t, device.Path())
+	}
+	// Kubelet may be the first to remove it.
+	device, err := Open(emptyDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := device.Close(); err != nil {
+		t.Error(err)
+	}
+	wantDetached(t, device.Path())
 }
 
 func TestManyFilesAtOnceGetDevicesOfTheirOwn(t *testing.T) {
@@ -132,11 +242,7 @@ func TestADeviceIsFoundByItsNumber(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer loop.Close()
-	var stat unix.Stat_t
-	if err := unix.Stat(loop.Path(), &stat); err != nil {
-		t.Fatal(err)
-	}
-	number := hotplug.Device{Major: unix.Major(stat.Rdev), Minor: unix.Minor(stat.Rdev)}
+	number := numberOf(t, loop.Path())
 	device, err := Open(number)
 	if err != nil {
 		t.Fatal(err)
@@ -149,6 +255,15 @@ func TestADeviceIsFoundByItsNumber(t *testing.T) {
 	if _, err := openNode(loop.Path(), hotplug.Device{Major: number.Major, Minor: number.Minor + 1}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("got %v", err)
 	}
+}
+
+func numberOf(t *testing.T, node string) hotplug.Device {
+	t.Helper()
+	var stat unix.Stat_t
+	if err := unix.Stat(node, &stat); err != nil {
+		t.Fatal(err)
+	}
+	return hotplug.Device{Major: unix.Major(stat.Rdev), Minor: unix.Minor(stat.Rdev)}
 }
 
 // disk makes a file that can be attached.
