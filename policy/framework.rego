@@ -151,7 +151,7 @@ reasons := {
 	"volume_missing": "its volume {} is not there; ask for it in the pod and see that plugin and shim run on the node",
 	"volume_path": "{} is not where a volume of the pod is; ask for the statistics of one that is mounted",
 	"volume_shadowed": "another mount, at {}, lies on, above or below a volume; remove it from the pod",
-	"volume_storage": "the mount of its volume {} is not made of one virtio-blk device of its own; see that plugin and shim run on the node",
+	"volume_storage": "the mount of its volume {} is not made of one block device of its own; see that plugin and shim run on the node",
 	"working_directory": "its working directory {} is not a clean path outside of /proc; correct the pod or the image",
 }
 
@@ -811,14 +811,20 @@ holds.volume_storage if {
 
 sealed_mounts := {i | some i in volume_mounts; volume_mount(spec.Mounts[i])}
 
-# A virtio-blk device by its PCI path, with nothing that the agent would do with it. Its file system and options are the host's words:
+# A disk by its driver and address, with nothing that the agent would do with it. Its file system and options are the host's words:
 # the gate drops the storage and goes by the policy.
 storage_device(s) if {
-	s.driver == "blk"
-	regex.match("^[01][0-9a-f](/[01][0-9a-f]){0,7}$", s.source)
+	regex.match(disk_sources[s.driver], s.source)
 	below(s.mount_point, "/run/kata-containers/")
 	count(s.driver_options) == 0
 	s.fs_group == null
+}
+
+# As guest/internal/device reads them. No form is that of two drivers, and a place has one form, so that the source alone tells disks apart.
+disk_sources := {
+	"blk": "^[01][0-9a-f](/[01][0-9a-f]){0,7}$",
+	"scsi": "^(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9]):(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])$",
+	"mmioblk": "^/dev/vd[a-z]{1,3}$",
 }
 
 # Where storages have a mount point in common, none is mounted (storage_at).
