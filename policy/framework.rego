@@ -792,9 +792,11 @@ folders(paths) := {concat("", [path, "/"]) | some path in paths}
 
 # The mount of a volume: at its path, a bind of exactly one storage. Which options it has is the policy's to say; the gate writes them.
 volume_mount(m) if {
-	volume_at[m.destination]
+	v := volume_at[m.destination]
 	bind(m)
-	storage_device(request.storages[storage_at[m.source]])
+	s := request.storages[storage_at[m.source]]
+	storage_device(s)
+	storage_group(s, input.pod.volumes[v.volume])
 }
 
 # The storages by mount point, as long as each has its own.
@@ -811,14 +813,22 @@ holds.volume_storage if {
 
 sealed_mounts := {i | some i in volume_mounts; volume_mount(spec.Mounts[i])}
 
-# A disk by its driver and address, with nothing that the agent would do with it. Its file system and options are the host's words:
-# the gate drops the storage and goes by the policy.
+# A disk by its driver and address, with nothing that the agent would do with it but what a volume of the policy gets anyway. Its file system
+# and options are the host's words: the gate drops the storage and goes by the policy.
 storage_device(s) if {
 	regex.match(disk_sources[s.driver], s.source)
 	below(s.mount_point, "/run/kata-containers/")
-	count(s.driver_options) == 0
-	s.fs_group == null
+	s.driver_options in sealing_options
 }
+
+# None, or those by which Kata 4.0 and 4.1 ask the agent for a fresh key and a new file system: for each emptyDir with emptydir_mode =
+# "block-encrypted", and for a direct volume with encryptionKey and createFilesystem among its metadata. Both runtimes write them in this order.
+sealing_options := {[], ["encryption_key=ephemeral", "create_filesystem"]}
+
+# The group of the emptyDir's folder, which Kata 4.x passes on, is the policy's. Which files it gets is the policy's to say.
+storage_group(s, _) if s.fs_group == null
+
+storage_group(s, volume) if s.fs_group.group_id == volume.fs_group.gid
 
 # As guest/internal/device reads them. No form is that of two drivers, and a place has one form, so that the source alone tells disks apart.
 disk_sources := {

@@ -26,15 +26,12 @@ const scratchDir = "/run/vmrun"
 // disksVariable tells the command where the host has the folder of these files: what it asks of QEMU needs the host's name.
 const disksVariable = "VMRUN_DISKS"
 
-// diskSlots is how many disks have place on a bridge: slot 0 is the bridge's own.
-const diskSlots = 31
-
 // A machine is one virtual machine, made for one command.
 type machine struct {
 	build   string // folder with kernel/, and vm/ for what is kept between runs
 	memory  int    // MiB
 	cpus    int
-	disks   []int64 // sizes in bytes
+	disks   []disk
 	shares  []share
 	nested  bool
 	kvm     bool
@@ -61,8 +58,8 @@ func (m machine) run(ctx context.Context, r request, stdout, stderr io.Writer) (
 	if err := os.Mkdir(disks, 0o700); err != nil {
 		return 0, err
 	}
-	for i, size := range m.disks {
-		if err := createSparse(filepath.Join(disks, fmt.Sprint(i)), size); err != nil {
+	for i, d := range m.disks {
+		if err := createSparse(filepath.Join(disks, fmt.Sprint(i)), d.bytes); err != nil {
 			return 0, err
 		}
 	}
@@ -104,6 +101,7 @@ func (m machine) run(ctx context.Context, r request, stdout, stderr io.Writer) (
 	r.Shares = append(m.shares, share{Tag: "scratch", Path: scratchDir})
 	r.Modules = filepath.Join(kernel, "lib/modules")
 	r.Nested = m.nested
+	r.Drivers = m.drivers()
 	r.Env = append(r.Env, disksVariable+"="+disks)
 	status, err := converse(port, r, stdout, stderr)
 	if ctx.Err() != nil {
@@ -158,9 +156,14 @@ func (m machine) arguments(kernel, initrd, scratch string) []string {
 	if m.kvm {
 		cpu, accel = "host", "kvm"
 	}
+	// The microvm's bus is PCI Express too, for console and files, and ACPI tells of its virtio-mmio.
+	board := "q35"
+	if m.count(onMMIO) > 0 {
+		board = "microvm,pcie=on,acpi=on,isa-serial=on"
+	}
 	args := []string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-		"-machine", "q35", "-accel", accel, "-cpu", cpu,
+		"-machine", board, "-accel", accel, "-cpu", cpu,
 		"-smp", fmt.Sprint(m.cpus), "-m", fmt.Sprint(m.memory),
 		"-kernel", filepath.Join(kernel, "vmlinux"), "-initrd", initrd,
 		// A kernel bug ends the machine at once.
@@ -173,27 +176,14 @@ func (m machine) arguments(kernel, initrd, scratch string) []string {
 		"-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
 		"-device", "virtio-9p-pci,fsdev=root,mount_tag=root,addr=11",
 	}
-	// Kata's bridge: what it plugs has PCI path 02/01 and on. The disks that do not fit are behind 03, 04, …
-	for i := range max(1, (len(m.disks)+diskSlots-1)/diskSlots) {
-		args = append(args, "-device", fmt.Sprintf("pci-bridge,id=%s,bus=pcie.0,chassis_nr=%d,shpc=on,addr=%x", bridge(i), i+1, i+2))
-	}
+	args = append(args, m.busArguments()...)
 	for i, s := range append(m.shares, share{Tag: "scratch", Path: scratch}) {
 		args = append(args,
 			"-fsdev", fmt.Sprintf("local,id=%s,path=%s,security_model=none,multidevs=remap", s.Tag, s.Path),
 			"-device", fmt.Sprintf("virtio-9p-pci,fsdev=%s,mount_tag=%s,addr=12.%x,multifunction=on", s.Tag, s.Tag, i))
 	}
-	for i := range m.disks {
-		// Left to itself QEMU stops the machine when the host's disk is full.
-		args = append(args,
-			"-blockdev", fmt.Sprintf("driver=file,node-name=file%d,locking=off,filename=%s/disks/%d", i, scratch, i),
-			"-blockdev", fmt.Sprintf("driver=raw,node-name=disk%d,file=file%d", i, i),
-			"-device", fmt.Sprintf("virtio-blk-pci,id=disk%d,drive=disk%d,serial=disk%d,bus=%s,addr=%x,werror=report",
-				i, i, i, bridge(i/diskSlots), i%diskSlots+1))
-	}
-	return args
+	return append(args, m.diskArguments(scratch)...)
 }
-
-func bridge(i int) string { return fmt.Sprintf("bridge%d", i+2) }
 
 // initrd returns the machine's initial RAM disk, this program and the modules, made when it is not there yet.
 func (m machine) initrd(kernel string) (string, error) {
@@ -218,7 +208,7 @@ func (m machine) initrd(kernel string) (string, error) {
 		tree.Dir(dir)
 	}
 	tree.File("/init", 0o755, self)
-	for name, modules := range map[string][]string{"base": baseModules(), "nested": nestedModules()} {
+	for name, modules := range map[string][]string{"base": baseModules(), string(onSCSI): scsiModules(), string(onMMIO): mmioModules(), "nested": nestedModules()} {
 		paths, err := tree.Modules(kernel, "/modules", modules...)
 		if err != nil {
 			return "", err
