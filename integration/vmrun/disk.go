@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -77,6 +79,35 @@ func (m machine) drivers() (lists []string) {
 		}
 	}
 	return lists
+}
+
+// microvm is QEMU's board with virtio-mmio, of which ACPI tells, and its kernel's arguments. Console and files are on PCI Express there too.
+func (m machine) microvm() (board, kernelArgs string, err error) {
+	kernelArgs = "console=ttyS0 quiet panic=-1 oops=panic no_timer_check tsc=reliable"
+	if !m.kvm {
+		// The board has no timer to measure the processor's clock by, and an emulated one does not tell. It is this machine's.
+		khz, err := clockKHz()
+		if err != nil {
+			return "", "", err
+		}
+		kernelArgs += fmt.Sprintf(" tsc_early_khz=%d", khz)
+	}
+	return "microvm,pcie=on,acpi=on,isa-serial=on", kernelArgs, nil
+}
+
+// clockKHz is about what a processor's time stamp counter counts in a millisecond.
+func clockKHz() (int, error) {
+	info, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(info)) {
+		if name, value, _ := strings.Cut(line, ":"); strings.TrimSpace(name) == "cpu MHz" {
+			mhz, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			return int(mhz * 1000), err
+		}
+	}
+	return 0, errors.New("/proc/cpuinfo does not tell the processors' clock")
 }
 
 // busArguments are the bridges and controllers that the disks are plugged into.

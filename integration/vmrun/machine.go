@@ -64,6 +64,11 @@ func (m machine) run(ctx context.Context, r request, stdout, stderr io.Writer) (
 		}
 	}
 
+	args, err := m.arguments(kernel, initrd, scratch)
+	if err != nil {
+		return 0, err
+	}
+
 	port, qemuPort, err := socketPair()
 	if err != nil {
 		return 0, err
@@ -76,7 +81,7 @@ func (m machine) run(ctx context.Context, r request, stdout, stderr io.Writer) (
 		return 0, err
 	}
 	var said bytes.Buffer
-	qemu := exec.Command("qemu-system-x86_64", m.arguments(kernel, initrd, scratch)...)
+	qemu := exec.Command("qemu-system-x86_64", args...)
 	qemu.Stdout, qemu.Stderr = &said, &said
 	qemu.ExtraFiles = []*os.File{qemuPort, monitor, monitorPort} // 3, 4, 5
 	// Its own process group, for a ^C is ours to handle first.
@@ -148,7 +153,7 @@ func (m machine) explain(err error, qemu string) error {
 	return fmt.Errorf("%w\n  | %s", err, strings.ReplaceAll(strings.Join(lines, "\n  | "), "\r", ""))
 }
 
-func (m machine) arguments(kernel, initrd, scratch string) []string {
+func (m machine) arguments(kernel, initrd, scratch string) ([]string, error) {
 	cpu, accel := "max", "tcg,thread=multi"
 	if m.nested {
 		cpu = "max,+svm,+npt"
@@ -156,18 +161,20 @@ func (m machine) arguments(kernel, initrd, scratch string) []string {
 	if m.kvm {
 		cpu, accel = "host", "kvm"
 	}
-	// The microvm's bus is PCI Express too, for console and files, and ACPI tells of its virtio-mmio.
-	board := "q35"
+	// A kernel bug ends the machine at once.
+	board, kernelArgs := "q35", "console=ttyS0 quiet panic=-1 oops=panic no_timer_check tsc=reliable pci=noearly,lastbus=0"
 	if m.count(onMMIO) > 0 {
-		board = "microvm,pcie=on,acpi=on,isa-serial=on"
+		var err error
+		if board, kernelArgs, err = m.microvm(); err != nil {
+			return nil, err
+		}
 	}
 	args := []string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		"-machine", board, "-accel", accel, "-cpu", cpu,
 		"-smp", fmt.Sprint(m.cpus), "-m", fmt.Sprint(m.memory),
 		"-kernel", filepath.Join(kernel, "vmlinux"), "-initrd", initrd,
-		// A kernel bug ends the machine at once.
-		"-append", "console=ttyS0 quiet panic=-1 oops=panic no_timer_check tsc=reliable pci=noearly,lastbus=0",
+		"-append", kernelArgs,
 		"-chardev", "file,id=console,path=" + m.console, "-serial", "chardev:console",
 		"-device", "virtio-serial-pci,addr=10",
 		"-chardev", "socket,id=port,fd=3", "-device", "virtserialport,chardev=port,name=" + portName,
@@ -182,7 +189,7 @@ func (m machine) arguments(kernel, initrd, scratch string) []string {
 			"-fsdev", fmt.Sprintf("local,id=%s,path=%s,security_model=none,multidevs=remap", s.Tag, s.Path),
 			"-device", fmt.Sprintf("virtio-9p-pci,fsdev=%s,mount_tag=%s,addr=12.%x,multifunction=on", s.Tag, s.Tag, i))
 	}
-	return append(args, m.diskArguments(scratch)...)
+	return append(args, m.diskArguments(scratch)...), nil
 }
 
 // initrd returns the machine's initial RAM disk, this program and the modules, made when it is not there yet.
