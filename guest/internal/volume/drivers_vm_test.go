@@ -5,7 +5,6 @@ package volume
 import (
 	"bytes"
 	"context"
-	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -17,10 +16,13 @@ import (
 )
 
 // The machine has two more disks, of 64 MiB each: behind a root port and a bridge, and on virtio-scsi, which has no other.
-const onSCSI = 4
+const (
+	onPort = 3
+	onSCSI = 4
+)
 
 // sealsAndOpensAgain has a volume live on the disk at an address, with a container that comes back after again has been called.
-func sealsAndOpensAgain(t *testing.T, at device.Address, backing string, again func()) {
+func sealsAndOpensAgain(t *testing.T, at device.Address, disk int, again func()) {
 	t.Helper()
 	m := newVM(t)
 	want := content("needle", 128)
@@ -45,11 +47,8 @@ func sealsAndOpensAgain(t *testing.T, at device.Address, backing string, again f
 		t.Errorf("the volume's disk is at %v, want %v", got, at)
 	}
 	release(t, m, "c1")
-	disk, err := os.ReadFile(backing)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if bytes.Contains(disk, []byte("plaintext of")) || bytes.Equal(disk[:smallBytes], make([]byte, smallBytes)) {
+	onHost := read(t, host(t, disk), 0, smallBytes)
+	if bytes.Contains(onHost, []byte("plaintext of")) || bytes.Equal(onHost, make([]byte, smallBytes)) {
 		t.Error("the host's file has the volume in plain, or nothing of it")
 	}
 	again()
@@ -66,12 +65,12 @@ func sealsAndOpensAgain(t *testing.T, at device.Address, backing string, again f
 }
 
 func TestVMSealsADiskBehindARootPortAndABridge(t *testing.T) {
-	sealsAndOpensAgain(t, address(t, "blk", "1c/00/01"), "/run/vmrun/disks/3", func() {})
+	sealsAndOpensAgain(t, address(t, "blk", "1c/00/01"), onPort, func() {})
 }
 
 // Kata takes the disk out when the container has stopped, and puts it in again for the next.
 func TestVMSealsASCSIDiskThatIsPluggedInAgain(t *testing.T) {
-	sealsAndOpensAgain(t, address(t, "scsi", "0:0"), "/run/vmrun/disks/4", func() {
+	sealsAndOpensAgain(t, address(t, "scsi", "0:0"), onSCSI, func() {
 		unplugSCSI(t, address(t, "scsi", "0:0"))
 		plugSCSI(t, 0)
 	})
