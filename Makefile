@@ -14,7 +14,7 @@ BUILD := $(CURDIR)/build
 GO    := go
 # Without the commit, which would make each program new with each commit.
 RELEASE := -trimpath -buildvcs=false -ldflags='-s -w'
-TAGS    := vm,node
+TAGS    := vm,mmio,node
 SOURCES := contrib guest integration plugin policy shim
 
 .PHONY: help
@@ -118,15 +118,17 @@ test-fuzz: ## run each fuzz target a few seconds long
 	@integration/fuzz 30000 $(SOURCES)
 
 # Tests that need root and a kernel have the build tag vm and run in a virtual machine, one for each package,
-# with scratch disks at Kata's PCI paths 02/01, 02/02 and 02/03. An emulated machine with two processors dies now and then of its own
-# (the kernel patches code that the other processor runs); its command then starts again in another one.
-VM := $(BUILD)/vmrun -tries 3 -disk 256M -disk 256M -disk 64M
+# with scratch disks at Kata's PCI paths 02/01, 02/02 and 02/03, behind a root port and on virtio-scsi. A disk on virtio-mmio needs a machine
+# of another kind. An emulated machine with two processors dies now and then of its own (the kernel patches code that the other processor
+# runs); its command then starts again in another one.
+VM := $(BUILD)/vmrun -tries 3 -disk 256M -disk 256M -disk 64M -disk 64M@port -disk 64M@scsi
 
 .PHONY: test-vm
 test-vm: build/vmrun build/kernel/vmlinux ## run the tests that need root and a kernel, in virtual machines
 	$(GO) test -count=1 -tags vm ./integration/vmrun
 	$(GO) test -count=1 -tags vm -p 1 -exec '$(VM)' $$(grep -rl --include='*_test.go' '^//go:build vm$$' $(SOURCES) | \
 		xargs dirname | sort -u | grep -vE 'integration/(vmrun|attack)' | sed 's|^|./|')
+	$(GO) test -count=1 -tags vm,mmio -run '^TestMMIO' -exec '$(BUILD)/vmrun -tries 3 -disk 64M@mmio' ./guest/internal/volume
 
 # The host against sealed volumes: disks to attack, one larger than the machine's memory, one to swap to, and sixty-four small ones. The limit
 # is vmrun's: the clock of an emulated machine that is short of processors runs fast.

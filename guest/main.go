@@ -21,12 +21,12 @@ import (
 	"github.com/sealvol/sealvol/guest/internal/agent"
 	"github.com/sealvol/sealvol/guest/internal/boot"
 	"github.com/sealvol/sealvol/guest/internal/control"
+	"github.com/sealvol/sealvol/guest/internal/device"
 	"github.com/sealvol/sealvol/guest/internal/exposure"
 	"github.com/sealvol/sealvol/guest/internal/filesystem"
 	"github.com/sealvol/sealvol/guest/internal/gate"
 	"github.com/sealvol/sealvol/guest/internal/hostvsock"
 	"github.com/sealvol/sealvol/guest/internal/mountns"
-	"github.com/sealvol/sealvol/guest/internal/pci"
 	"github.com/sealvol/sealvol/guest/internal/volume"
 	"github.com/sealvol/sealvol/policy"
 )
@@ -125,7 +125,7 @@ func serve() (err error) {
 		Origin:     from,
 		Volumes:    volumes,
 		Namespaces: mountns.Processes{Proc: "/proc", Shared: []string{agentRun + "/shared/containers", agentRun + "/sandbox/shm"}},
-		Disk:       func(path pci.Path) (pci.Device, error) { return pci.Find("/sys", path) },
+		Disk:       func(address device.Address) (device.Disk, error) { return device.Find("/sys", address) },
 		Inspect:    func() error { return inspect(declared) },
 		Run:        agentRun,
 	})

@@ -17,9 +17,9 @@ import (
 type State struct {
 	// Containers maps the id of each live container to its name in the policy; "" is the sandbox container.
 	Containers map[string]string `json:"containers"`
-	// Volumes maps each volume that has a device at present to the device's PCI path.
+	// Volumes maps each volume that has a device at present to the device's address, as Storage.source has it.
 	Volumes map[string]string `json:"volumes"`
-	// Devices are the disks that the guest sees at the PCI paths of the request; one that has not come yet is not here.
+	// Devices are the disks that the guest sees at the addresses of the request; one that has not come yet is not here.
 	Devices map[string]Device `json:"devices"`
 	// Paths maps the mount points by which the host knows volumes to their names.
 	Paths map[string]string `json:"paths"`
@@ -29,7 +29,7 @@ type State struct {
 
 // Device is a disk as the guest sees it.
 type Device struct {
-	Plain    bool   `json:"plain"` // it is one virtio-blk disk and nothing else
+	Plain    bool   `json:"plain"` // it is one disk of the storage's driver and nothing else
 	ReadOnly bool   `json:"read_only"`
 	Bytes    uint64 `json:"bytes"`
 }
@@ -73,7 +73,7 @@ type Decision struct {
 }
 
 // Attachment joins a volume of the policy with the mount and the storage that stand for it in a CreateContainer request. The storage's
-// source is a PCI path; its other fields, and the mount's source and options, are the host's words and to be replaced.
+// driver and source are the address of a disk; its other fields, and the mount's source and options, are the host's words and to be replaced.
 type Attachment struct {
 	Volume   string `json:"volume"`
 	Mount    int    `json:"mount"`     // index into OCI.Mounts

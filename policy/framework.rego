@@ -151,7 +151,7 @@ reasons := {
 	"volume_missing": "its volume {} is not there; ask for it in the pod and see that plugin and shim run on the node",
 	"volume_path": "{} is not where a volume of the pod is; ask for the statistics of one that is mounted",
 	"volume_shadowed": "another mount, at {}, lies on, above or below a volume; remove it from the pod",
-	"volume_storage": "the mount of its volume {} is not made of one virtio-blk device of its own; see that plugin and shim run on the node",
+	"volume_storage": "the mount of its volume {} is not made of one block device of its own; see that plugin and shim run on the node",
 	"working_directory": "its working directory {} is not a clean path outside of /proc; correct the pod or the image",
 }
 
@@ -792,9 +792,11 @@ folders(paths) := {concat("", [path, "/"]) | some path in paths}
 
 # The mount of a volume: at its path, a bind of exactly one storage. Which options it has is the policy's to say; the gate writes them.
 volume_mount(m) if {
-	volume_at[m.destination]
+	v := volume_at[m.destination]
 	bind(m)
-	storage_device(request.storages[storage_at[m.source]])
+	s := request.storages[storage_at[m.source]]
+	storage_device(s)
+	storage_group(s, input.pod.volumes[v.volume])
 }
 
 # The storages by mount point, as long as each has its own.
@@ -811,14 +813,28 @@ holds.volume_storage if {
 
 sealed_mounts := {i | some i in volume_mounts; volume_mount(spec.Mounts[i])}
 
-# A virtio-blk device by its PCI path, with nothing that the agent would do with it. Its file system and options are the host's words:
-# the gate drops the storage and goes by the policy.
+# A disk by its driver and address, with nothing that the agent would do with it but what a volume of the policy gets anyway. Its file system
+# and options are the host's words: the gate drops the storage and goes by the policy.
 storage_device(s) if {
-	s.driver == "blk"
-	regex.match("^[01][0-9a-f](/[01][0-9a-f]){0,7}$", s.source)
+	regex.match(disk_sources[s.driver], s.source)
 	below(s.mount_point, "/run/kata-containers/")
-	count(s.driver_options) == 0
-	s.fs_group == null
+	s.driver_options in sealing_options
+}
+
+# None, or those by which Kata 4.0 and 4.1 ask the agent for a fresh key and a new file system: for each emptyDir with emptydir_mode =
+# "block-encrypted", and for a direct volume with encryptionKey and createFilesystem among its metadata. Both runtimes write them in this order.
+sealing_options := {[], ["encryption_key=ephemeral", "create_filesystem"]}
+
+# The group of the emptyDir's folder, which Kata 4.x passes on, is the policy's. Which files it gets is the policy's to say.
+storage_group(s, _) if s.fs_group == null
+
+storage_group(s, volume) if s.fs_group.group_id == volume.fs_group.gid
+
+# As guest/internal/device reads them. No form is that of two drivers, and a place has one form, so that the source alone tells disks apart.
+disk_sources := {
+	"blk": "^[01][0-9a-f](/[01][0-9a-f]){0,7}$",
+	"scsi": "^(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9]):(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])$",
+	"mmioblk": "^/dev/vd[a-z]{1,3}$",
 }
 
 # Where storages have a mount point in common, none is mounted (storage_at).

@@ -187,7 +187,7 @@ func volume(b *bytes.Buffer, v *sealvolv1.Volume) {
 		line("capacity", "%s", size(v.SizeBytes))
 	}
 	if v.PciPath != "" {
-		line("disk", "%s at PCI path %s", or(v.Device, "unplugged"), v.PciPath)
+		line("disk", "%s at %s", or(v.Device, "unplugged"), v.PciPath)
 	}
 	if v.Created > 0 {
 		line("sealed", "%s, opened %s, by the guest's clock", clock(v.Created), clock(v.Opened))

@@ -115,7 +115,7 @@ func Write(w io.Writer, f Frame) error {
 // or hold a field that it does not have, are errdefs.ErrInvalidArgument.
 func ParseRequest(p []byte) (*ttrpc.Request, error) {
 	req := new(ttrpc.Request)
-	if err := Unmarshal(p, req); err != nil {
+	if err := Unmarshal(p, req, nil); err != nil {
 		return nil, err
 	}
 	return req, nil
@@ -123,27 +123,31 @@ func ParseRequest(p []byte) (*ttrpc.Request, error) {
 
 // Unmarshal decodes p into m and refuses, with errdefs.ErrInvalidArgument, fields that
 // m's type does not have, at any depth: a peer that knows more fields than we do would
-// act on something that nobody judged.
-func Unmarshal(p []byte, m proto.Message) error {
+// act on something that nobody judged. drop, if it is not nil, is called for each message before that, and may take from it
+// the unknown fields that are known to mean nothing there.
+func Unmarshal(p []byte, m proto.Message, drop func(protoreflect.Message)) error {
 	name := m.ProtoReflect().Descriptor().FullName()
 	if err := proto.Unmarshal(p, m); err != nil {
 		return fmt.Errorf("decode %s: %v: %w", name, err, errdefs.ErrInvalidArgument)
 	}
-	if path, ok := unknown(m.ProtoReflect()); ok {
+	if path, ok := unknown(m.ProtoReflect(), drop); ok {
 		return fmt.Errorf("decode %s: unknown field in %s: %w", name, path, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }
 
 // unknown finds a message at or below m that holds an unknown field, and its type's name.
-func unknown(m protoreflect.Message) (protoreflect.FullName, bool) {
+func unknown(m protoreflect.Message, drop func(protoreflect.Message)) (protoreflect.FullName, bool) {
+	if drop != nil && len(m.GetUnknown()) > 0 {
+		drop(m)
+	}
 	if len(m.GetUnknown()) > 0 {
 		return m.Descriptor().FullName(), true
 	}
 	var name protoreflect.FullName
 	var found bool
 	visit := func(v protoreflect.Message) bool {
-		name, found = unknown(v)
+		name, found = unknown(v, drop)
 		return !found
 	}
 	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {

@@ -155,14 +155,14 @@ func TestUnmarshalRefusesUnknownFieldsAtEachDepth(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := frame.Unmarshal(p, new(agent.CreateContainerRequest)); err != nil {
+			if err := frame.Unmarshal(p, new(agent.CreateContainerRequest), nil); err != nil {
 				t.Fatal("before it was spoilt: ", err)
 			}
 			spoil(req).ProtoReflect().SetUnknown(extra)
 			if p, err = proto.Marshal(req); err != nil {
 				t.Fatal(err)
 			}
-			if err := frame.Unmarshal(p, new(agent.CreateContainerRequest)); !errdefs.IsInvalidArgument(err) {
+			if err := frame.Unmarshal(p, new(agent.CreateContainerRequest), nil); !errdefs.IsInvalidArgument(err) {
 				t.Errorf("got %v", err)
 			}
 		})
@@ -175,7 +175,7 @@ func TestUnmarshalRefusesUnknownFieldsAtEachDepth(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := frame.Unmarshal(p, new(agent.CgroupStats)); !errdefs.IsInvalidArgument(err) {
+		if err := frame.Unmarshal(p, new(agent.CgroupStats), nil); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("got %v", err)
 		}
 	})

@@ -15,7 +15,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/sealvol/sealvol/guest/internal/blockdev"
-	"github.com/sealvol/sealvol/guest/internal/pci"
+	"github.com/sealvol/sealvol/guest/internal/device"
 	"github.com/sealvol/sealvol/guest/internal/volume"
 	"github.com/sealvol/sealvol/integration/testbed"
 )
@@ -93,11 +93,11 @@ func (b *bed) acquire(ctx context.Context, m *volume.Manager, r testbed.Request)
 	if !ok {
 		return fmt.Errorf("the policy has none of this name: %w", errdefs.ErrPermissionDenied)
 	}
-	path, err := pci.Parse(r.Path)
+	address, err := device.Parse("blk", r.Path)
 	if err != nil {
 		return err
 	}
-	return m.Acquire(ctx, r.Container, r.Volume, spec, path)
+	return m.Acquire(ctx, r.Container, r.Volume, spec, address)
 }
 
 // renew ends all volumes. When that fails they stay, and it may be asked for again.

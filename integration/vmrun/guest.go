@@ -26,6 +26,10 @@ func baseModules() []string {
 	}
 }
 
+func scsiModules() []string { return []string{"virtio_scsi", "sd_mod"} }
+
+func mmioModules() []string { return []string{"virtio_mmio"} }
+
 func nestedModules() []string {
 	return []string{"kvm_amd", "kvm_intel", "vhost_vsock", "vhost_net", "tun", "vsock_loopback", "vsock_diag", "veth", "bridge", "fuse"}
 }
@@ -67,6 +71,11 @@ func serve(port *os.File) (int, error) {
 	var r request
 	if err := json.NewDecoder(port).Decode(&r); err != nil {
 		return 0, err
+	}
+	for _, list := range r.Drivers {
+		if err := loadModules(list); err != nil {
+			return 0, err
+		}
 	}
 	if r.Nested {
 		if err := loadModules("nested"); err != nil {

@@ -26,15 +26,12 @@ const scratchDir = "/run/vmrun"
 // disksVariable tells the command where the host has the folder of these files: what it asks of QEMU needs the host's name.
 const disksVariable = "VMRUN_DISKS"
 
-// diskSlots is how many disks have place on a bridge: slot 0 is the bridge's own.
-const diskSlots = 31
-
 // A machine is one virtual machine, made for one command.
 type machine struct {
 	build   string // folder with kernel/, and vm/ for what is kept between runs
 	memory  int    // MiB
 	cpus    int
-	disks   []int64 // sizes in bytes
+	disks   []disk
 	shares  []share
 	nested  bool
 	kvm     bool
@@ -61,10 +58,15 @@ func (m machine) run(ctx context.Context, r request, stdout, stderr io.Writer) (
 	if err := os.Mkdir(disks, 0o700); err != nil {
 		return 0, err
 	}
-	for i, size := range m.disks {
-		if err := createSparse(filepath.Join(disks, fmt.Sprint(i)), size); err != nil {
+	for i, d := range m.disks {
+		if err := createSparse(filepath.Join(disks, fmt.Sprint(i)), d.bytes); err != nil {
 			return 0, err
 		}
+	}
+
+	args, err := m.arguments(kernel, initrd, scratch)
+	if err != nil {
+		return 0, err
 	}
 
 	port, qemuPort, err := socketPair()
@@ -79,7 +81,7 @@ func (m machine) run(ctx context.Context, r request, stdout, stderr io.Writer) (
 		return 0, err
 	}
 	var said bytes.Buffer
-	qemu := exec.Command("qemu-system-x86_64", m.arguments(kernel, initrd, scratch)...)
+	qemu := exec.Command("qemu-system-x86_64", args...)
 	qemu.Stdout, qemu.Stderr = &said, &said
 	qemu.ExtraFiles = []*os.File{qemuPort, monitor, monitorPort} // 3, 4, 5
 	// Its own process group, for a ^C is ours to handle first.
@@ -104,6 +106,7 @@ func (m machine) run(ctx context.Context, r request, stdout, stderr io.Writer) (
 	r.Shares = append(m.shares, share{Tag: "scratch", Path: scratchDir})
 	r.Modules = filepath.Join(kernel, "lib/modules")
 	r.Nested = m.nested
+	r.Drivers = m.drivers()
 	r.Env = append(r.Env, disksVariable+"="+disks)
 	status, err := converse(port, r, stdout, stderr)
 	if ctx.Err() != nil {
@@ -150,7 +153,7 @@ func (m machine) explain(err error, qemu string) error {
 	return fmt.Errorf("%w\n  | %s", err, strings.ReplaceAll(strings.Join(lines, "\n  | "), "\r", ""))
 }
 
-func (m machine) arguments(kernel, initrd, scratch string) []string {
+func (m machine) arguments(kernel, initrd, scratch string) ([]string, error) {
 	cpu, accel := "max", "tcg,thread=multi"
 	if m.nested {
 		cpu = "max,+svm,+npt"
@@ -158,13 +161,20 @@ func (m machine) arguments(kernel, initrd, scratch string) []string {
 	if m.kvm {
 		cpu, accel = "host", "kvm"
 	}
+	// A kernel bug ends the machine at once.
+	board, kernelArgs := "q35", "console=ttyS0 quiet panic=-1 oops=panic no_timer_check tsc=reliable pci=noearly,lastbus=0"
+	if m.count(onMMIO) > 0 {
+		var err error
+		if board, kernelArgs, err = m.microvm(); err != nil {
+			return nil, err
+		}
+	}
 	args := []string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-		"-machine", "q35", "-accel", accel, "-cpu", cpu,
+		"-machine", board, "-accel", accel, "-cpu", cpu,
 		"-smp", fmt.Sprint(m.cpus), "-m", fmt.Sprint(m.memory),
 		"-kernel", filepath.Join(kernel, "vmlinux"), "-initrd", initrd,
-		// A kernel bug ends the machine at once.
-		"-append", "console=ttyS0 quiet panic=-1 oops=panic no_timer_check tsc=reliable pci=noearly,lastbus=0",
+		"-append", kernelArgs,
 		"-chardev", "file,id=console,path=" + m.console, "-serial", "chardev:console",
 		"-device", "virtio-serial-pci,addr=10",
 		"-chardev", "socket,id=port,fd=3", "-device", "virtserialport,chardev=port,name=" + portName,
@@ -173,27 +183,14 @@ func (m machine) arguments(kernel, initrd, scratch string) []string {
 		"-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
 		"-device", "virtio-9p-pci,fsdev=root,mount_tag=root,addr=11",
 	}
-	// Kata's bridge: what it plugs has PCI path 02/01 and on. The disks that do not fit are behind 03, 04, …
-	for i := range max(1, (len(m.disks)+diskSlots-1)/diskSlots) {
-		args = append(args, "-device", fmt.Sprintf("pci-bridge,id=%s,bus=pcie.0,chassis_nr=%d,shpc=on,addr=%x", bridge(i), i+1, i+2))
-	}
+	args = append(args, m.busArguments()...)
 	for i, s := range append(m.shares, share{Tag: "scratch", Path: scratch}) {
 		args = append(args,
 			"-fsdev", fmt.Sprintf("local,id=%s,path=%s,security_model=none,multidevs=remap", s.Tag, s.Path),
 			"-device", fmt.Sprintf("virtio-9p-pci,fsdev=%s,mount_tag=%s,addr=12.%x,multifunction=on", s.Tag, s.Tag, i))
 	}
-	for i := range m.disks {
-		// Left to itself QEMU stops the machine when the host's disk is full.
-		args = append(args,
-			"-blockdev", fmt.Sprintf("driver=file,node-name=file%d,locking=off,filename=%s/disks/%d", i, scratch, i),
-			"-blockdev", fmt.Sprintf("driver=raw,node-name=disk%d,file=file%d", i, i),
-			"-device", fmt.Sprintf("virtio-blk-pci,id=disk%d,drive=disk%d,serial=disk%d,bus=%s,addr=%x,werror=report",
-				i, i, i, bridge(i/diskSlots), i%diskSlots+1))
-	}
-	return args
+	return append(args, m.diskArguments(scratch)...), nil
 }
-
-func bridge(i int) string { return fmt.Sprintf("bridge%d", i+2) }
 
 // initrd returns the machine's initial RAM disk, this program and the modules, made when it is not there yet.
 func (m machine) initrd(kernel string) (string, error) {
@@ -218,7 +215,7 @@ func (m machine) initrd(kernel string) (string, error) {
 		tree.Dir(dir)
 	}
 	tree.File("/init", 0o755, self)
-	for name, modules := range map[string][]string{"base": baseModules(), "nested": nestedModules()} {
+	for name, modules := range map[string][]string{"base": baseModules(), string(onSCSI): scsiModules(), string(onMMIO): mmioModules(), "nested": nestedModules()} {
 		paths, err := tree.Modules(kernel, "/modules", modules...)
 		if err != nil {
 			return "", err

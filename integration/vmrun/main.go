@@ -23,7 +23,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -76,9 +75,10 @@ func run() (int, error) {
 	flag.IntVar(&m.cpus, "cpus", m.cpus, "number of processors")
 	flag.BoolVar(&m.nested, "nested", false, "virtual machines inside: KVM and vhost-vsock")
 	flag.StringVar(&m.console, "console", "", "`file` for the kernel's messages")
-	flag.Func("disk", "add a scratch disk of this `size` (64M, 1G), at PCI path 02/01 and on, 31 at 02, then at 03 and on; its file is /run/vmrun/disks/0 and on", func(s string) error {
-		size, err := parseSize(s)
-		m.disks = append(m.disks, size)
+	flag.Func("disk", "add a scratch disk of this `size` (64M, 1G), at PCI path 02/01 and on, 31 at 02, then at 03 and on; its file is /run/vmrun/disks/0 and on.\n"+
+		"64M@port is one at PCI path 1c/00/01 and on, 64M@scsi at SCSI address 0:0 and on, 64M@mmio on virtio-mmio, where no other can be", func(s string) error {
+		d, err := parseDisk(s)
+		m.disks = append(m.disks, d)
 		return err
 	})
 	flag.Func("share", "share this `folder` read-write; may be repeated", func(s string) error {
@@ -99,6 +99,9 @@ func run() (int, error) {
 		}
 	}
 	flag.Parse()
+	if n := m.count(onMMIO); n > 0 && n < len(m.disks) {
+		return statusFailure, errors.New("disks on virtio-mmio and elsewhere in one machine")
+	}
 	if flag.NArg() == 0 {
 		flag.Usage()
 		return statusFailure, errors.New("no command")
@@ -167,18 +170,4 @@ func environment(ours []string) []string {
 		}
 	}
 	return env
-}
-
-func parseSize(s string) (int64, error) {
-	shift, digits := 0, s
-	for i, unit := range []string{"K", "M", "G"} {
-		if rest, ok := strings.CutSuffix(s, unit); ok {
-			shift, digits = 10*(i+1), rest
-		}
-	}
-	n, err := strconv.ParseInt(digits, 10, 32)
-	if err != nil || n <= 0 {
-		return 0, fmt.Errorf("size %q: want a number with K, M or G", s)
-	}
-	return n << shift, nil
 }

@@ -18,6 +18,7 @@ type request struct {
 	Shares  []share
 	Modules string // lib/modules of the kernel, in the host's files
 	Nested  bool
+	Drivers []string // lists of modules that the disks need
 }
 
 // A share is a folder that the machine has read-write.

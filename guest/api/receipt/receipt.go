@@ -95,7 +95,8 @@ type Volume struct {
 	Driver    string `json:"driver"`
 	FSType    string `json:"fs_type"`
 	SizeBytes uint64 `json:"size_bytes"` // of the block device under the file system
-	// PCIPath is where the host has plugged the disk, as Kata writes it ("02/01"); empty when it is unplugged.
+	// PCIPath is where the host has plugged the disk, as Kata writes it ("02/01"), and where it uses other drivers than virtio-blk a SCSI
+	// address ("0:1") or a disk on virtio-mmio ("/dev/vda"); empty when it is unplugged. Its name is older than they are.
 	PCIPath string `json:"pci_path"`
 	// Created is when the volume was first sealed, Opened when it last became available. A volume that never did has none.
 	Created time.Time `json:"created,omitzero"`

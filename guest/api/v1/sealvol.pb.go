@@ -483,7 +483,9 @@ type Volume struct {
 	SizeBytes uint64 `protobuf:"varint,6,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
 	// Kernel name of the device, for example "vda"; empty when unplugged.
 	Device string `protobuf:"bytes,7,opt,name=device,proto3" json:"device,omitempty"`
-	// Path over PCI slots as Kata writes it, for example "02/01".
+	// Where the host has plugged the device in, as Kata writes it: a PCI path ("02/01"),
+	// and where it uses other drivers a SCSI address ("0:1") or a disk on virtio-mmio
+	// ("/dev/vda"). Empty when unplugged.
 	PciPath string `protobuf:"bytes,8,opt,name=pci_path,json=pciPath,proto3" json:"pci_path,omitempty"`
 	// From the container's side down to the device.
 	Mappings []*Mapping `protobuf:"bytes,9,rep,name=mappings,proto3" json:"mappings,omitempty"`

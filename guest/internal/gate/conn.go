@@ -150,7 +150,7 @@ func (g *Gate) parse(payload []byte) (method, proto.Message, time.Duration, erro
 		return m, nil, 0, fmt.Errorf("%s: its time is over: %w", m.name, context.DeadlineExceeded)
 	}
 	req := m.in.New().Interface()
-	if err := frame.Unmarshal(r.Payload, req); err != nil {
+	if err := frame.Unmarshal(r.Payload, req, dropShared); err != nil {
 		return m, nil, 0, fmt.Errorf("%s: %w", m.name, err)
 	}
 	if err := checkIDs(req); err != nil {

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/sealvol/sealvol/guest/internal/device"
 	"github.com/sealvol/sealvol/guest/internal/mountns"
-	"github.com/sealvol/sealvol/guest/internal/pci"
 	"github.com/sealvol/sealvol/policy"
 )
 
@@ -72,11 +72,11 @@ func (g *Gate) createContainer(ctx context.Context, req *agent.CreateContainerRe
 func (g *Gate) devices(storages []*agent.Storage) map[string]policy.Device {
 	devices := map[string]policy.Device{}
 	for _, s := range storages {
-		path, err := pci.Parse(s.Source)
+		address, err := device.Parse(s.Driver, s.Source)
 		if err != nil {
 			continue // no disk
 		}
-		disk, err := g.Disk(path)
+		disk, err := g.Disk(address)
 		switch {
 		case err == nil:
 			devices[s.Source] = policy.Device{Plain: true, ReadOnly: disk.ReadOnly, Bytes: disk.Bytes}
@@ -100,8 +100,8 @@ func beforeUndo(ctx context.Context) time.Time {
 // attachment is a volume of a container that is being created.
 type attachment struct {
 	policy.Attachment
-	spec policy.Volume
-	path pci.Path
+	spec    policy.Volume
+	address device.Address
 }
 
 // attachments parses what the policy decided to attach.
@@ -113,14 +113,11 @@ func attachments(dec policy.Decision, specs map[string]policy.Volume, req *agent
 			return nil, fmt.Errorf("the policy attaches what is not there: %+v: %w", a, errdefs.ErrInternal)
 		}
 		s := req.Storages[a.Storage]
-		if s.Driver != "blk" {
-			return nil, fmt.Errorf("volume %s: storage driver %.32q instead of blk: %w", a.Volume, s.Driver, errdefs.ErrPermissionDenied)
-		}
-		path, err := pci.Parse(s.Source)
+		address, err := device.Parse(s.Driver, s.Source)
 		if err != nil {
 			return nil, fmt.Errorf("volume %s: %w", a.Volume, err)
 		}
-		all = append(all, attachment{Attachment: a, spec: spec, path: path})
+		all = append(all, attachment{Attachment: a, spec: spec, address: address})
 	}
 	return all, nil
 }
@@ -151,10 +148,10 @@ func (g *Gate) place(ctx context.Context, c *container, volumes []attachment, re
 	group, groupCtx := errgroup.WithContext(ctx)
 	for _, v := range volumes {
 		group.Go(func() error {
-			if err := g.Volumes.Acquire(groupCtx, c.id, v.Volume, v.spec, v.path); err != nil {
+			if err := g.Volumes.Acquire(groupCtx, c.id, v.Volume, v.spec, v.address); err != nil {
 				return fmt.Errorf("container %s: volume %s: %w", c.name, v.Volume, err)
 			}
-			g.Log.Info("volume ready", "volume", v.Volume, "container", c.name, "id", c.id, "pci", v.path.String())
+			g.Log.Info("volume ready", "volume", v.Volume, "container", c.name, "id", c.id, "address", v.address.String())
 			return nil
 		})
 	}

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/sealvol/sealvol/guest/internal/device"
 	"github.com/sealvol/sealvol/guest/internal/mountns"
 )
 
@@ -145,16 +146,33 @@ func TestExecThatThePolicyDeniesReachesNobody(t *testing.T) {
 	h.wantJournal()
 }
 
-func TestStorageThatIsNoPCIDeviceIsRefused(t *testing.T) {
+func TestStorageThatIsNoDiskIsRefused(t *testing.T) {
 	t.Parallel()
-	h := start(t).sandbox()
-	h.forget()
-	wants(t, h.create("c1", "app", "/dev/vda"), codes.InvalidArgument, "volume data")
-	req := request("c2", "app", "02/01")
-	req.Storages[0].Driver = "scsi"
-	_, err := h.host.CreateContainer(soon(t), req)
-	wants(t, err, codes.PermissionDenied, "scsi")
-	h.wantJournal()
+	for _, address := range [][2]string{{"blk", "/dev/vda"}, {"scsi", "02/01"}, {"mmioblk", "0:1"}, {"nvdimm", "/dev/pmem0"}, {"", ""}} {
+		h := start(t).sandbox()
+		h.forget()
+		req := request("c1", "app", address[1])
+		req.Storages[0].Driver = address[0]
+		_, err := h.host.CreateContainer(soon(t), req)
+		wants(t, err, codes.InvalidArgument, "volume data")
+		h.wantJournal()
+	}
+}
+
+func TestVolumesComeOnDisksOfEachDriver(t *testing.T) {
+	t.Parallel()
+	for driver, source := range map[string]string{"blk": "1c/00/01", "scsi": "0:1", "mmioblk": "/dev/vdb"} {
+		h := start(t).sandbox()
+		req := request("c1", "app", source)
+		req.Storages[0].Driver = driver
+		_, err := h.host.CreateContainer(soon(t), req)
+		must(t, err)
+		want, err := device.Parse(driver, source)
+		must(t, err)
+		if got := h.volumes.Disks()["data"]; got != want {
+			t.Errorf("volume data is on %v, want %v", got, want)
+		}
+	}
 }
 
 // What happens when each step fails: nothing of the earlier ones is left.

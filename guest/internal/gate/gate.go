@@ -27,8 +27,8 @@ import (
 	"golang.org/x/sync/semaphore"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/sealvol/sealvol/guest/internal/device"
 	"github.com/sealvol/sealvol/guest/internal/mountns"
-	"github.com/sealvol/sealvol/guest/internal/pci"
 	"github.com/sealvol/sealvol/policy"
 )
 
@@ -48,14 +48,14 @@ type Policy interface {
 // Volumes are the sealed volumes of the sandbox.
 type Volumes interface {
 	// Acquire makes a volume ready for a container and undoes what it did if it fails.
-	Acquire(ctx context.Context, container, name string, spec policy.Volume, path pci.Path) error
+	Acquire(ctx context.Context, container, name string, spec policy.Volume, address device.Address) error
 	// Attach makes the volume visible at the directory that it returns, until Detach.
 	Attach(ctx context.Context, name string) (string, error)
 	Detach(ctx context.Context, name string) error
 	// Release drops what the container has acquired; the last container's closes the volume.
 	Release(ctx context.Context, container string) error
-	// Disks are the PCI paths of the disks that volumes have at present, by volume.
-	Disks() map[string]pci.Path
+	// Disks are the addresses of the disks that volumes have at present, by volume.
+	Disks() map[string]device.Address
 	// Number is the device number of the volume's file system.
 	Number(ctx context.Context, name string) (major, minor uint32, err error)
 	// Destroy closes everything and overwrites the keys.
@@ -85,9 +85,9 @@ type Config struct {
 	Origin     Origin // of Default
 	Volumes    Volumes
 	Namespaces Namespaces
-	// Disk looks at the disk at a PCI path. It is errdefs.ErrNotFound when there is none yet, and errdefs.ErrFailedPrecondition when what
+	// Disk looks at the disk at an address. It is errdefs.ErrNotFound when there is none yet, and errdefs.ErrFailedPrecondition when what
 	// is there is not one plain disk.
-	Disk func(path pci.Path) (pci.Device, error)
+	Disk func(address device.Address) (device.Disk, error)
 	// Inspect finds what would open the guest beside the gate. What it returns refuses
 	// every request, so it must be fit for the host's eyes.
 	Inspect func() error
@@ -332,8 +332,8 @@ func (g *Gate) stateLocked() policy.State {
 			state.Containers[id] = c.name
 		}
 	}
-	for volume, path := range g.Volumes.Disks() {
-		state.Volumes[volume] = path.String()
+	for volume, address := range g.Volumes.Disks() {
+		state.Volumes[volume] = address.Source()
 	}
 	for path, u := range g.storages {
 		state.Paths[path] = u.volume

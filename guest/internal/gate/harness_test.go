@@ -21,8 +21,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/sealvol/sealvol/guest/internal/device"
 	"github.com/sealvol/sealvol/guest/internal/mountns"
-	"github.com/sealvol/sealvol/guest/internal/pci"
 	"github.com/sealvol/sealvol/policy"
 )
 
@@ -137,8 +137,8 @@ type fakeVolumes struct {
 	mu      sync.Mutex
 	fail    map[string]error // by "acquire data" and the like
 	acquire func(ctx context.Context) error
-	held    map[string][]string // container → volumes
-	disks   map[string]pci.Path // of the volumes that were ever held
+	held    map[string][]string       // container → volumes
+	disks   map[string]device.Address // of the volumes that were ever held
 	shown   map[string]bool
 }
 
@@ -155,7 +155,7 @@ func (v *fakeVolumes) step(what string) error {
 	return v.fail[what]
 }
 
-func (v *fakeVolumes) Acquire(ctx context.Context, container, name string, _ policy.Volume, disk pci.Path) error {
+func (v *fakeVolumes) Acquire(ctx context.Context, container, name string, _ policy.Volume, address device.Address) error {
 	if err := v.step("acquire " + name); err != nil {
 		return err
 	}
@@ -167,7 +167,7 @@ func (v *fakeVolumes) Acquire(ctx context.Context, container, name string, _ pol
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.held[container] = append(v.held[container], name)
-	v.disks[name] = disk
+	v.disks[name] = address
 	return nil
 }
 
@@ -197,10 +197,10 @@ func (v *fakeVolumes) Release(_ context.Context, container string) error {
 	return err
 }
 
-func (v *fakeVolumes) Disks() map[string]pci.Path {
+func (v *fakeVolumes) Disks() map[string]device.Address {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	disks := map[string]pci.Path{}
+	disks := map[string]device.Address{}
 	for _, names := range v.held {
 		for _, name := range names {
 			disks[name] = v.disks[name]
@@ -327,7 +327,7 @@ func start(t testing.TB, options ...option) *harness {
 	h := &harness{
 		journal: j, t: t, socket: filepath.Join(dir, "gate"), run: filepath.Join(dir, "run"),
 		agent:   &fakeAgent{journal: j, answer: map[string]func(context.Context, proto.Message) (proto.Message, error){}, seen: map[string]proto.Message{}},
-		volumes: &fakeVolumes{journal: j, fail: map[string]error{}, held: map[string][]string{}, disks: map[string]pci.Path{}, shown: map[string]bool{}},
+		volumes: &fakeVolumes{journal: j, fail: map[string]error{}, held: map[string][]string{}, disks: map[string]device.Address{}, shown: map[string]bool{}},
 		ns:      &fakeNamespaces{},
 	}
 	agentSocket := filepath.Join(dir, "agent")
@@ -345,8 +345,8 @@ func start(t testing.TB, options ...option) *harness {
 			return fakePolicy{text: string(text)}, nil
 		},
 		Default: fakePolicy{text: "default"}, Origin: Origin{Source: FromImage}, Volumes: h.volumes, Namespaces: h.ns,
-		Disk: func(path pci.Path) (pci.Device, error) {
-			return pci.Device{}, fmt.Errorf("no disk at %v: %w", path, errdefs.ErrNotFound)
+		Disk: func(address device.Address) (device.Disk, error) {
+			return device.Disk{}, fmt.Errorf("no disk at %v: %w", address, errdefs.ErrNotFound)
 		},
 		Inspect: func() error { return nil }, Run: h.run,
 	}
@@ -410,7 +410,7 @@ func (h *harness) sandbox() *harness {
 	return h
 }
 
-// request is a CreateContainer with the given PCI paths as storages of the volumes.
+// request is a CreateContainer with storages at the given PCI paths for the volumes.
 func request(id, name string, sources ...string) *agent.CreateContainerRequest {
 	req := &agent.CreateContainerRequest{
 		ContainerId: id, ExecId: id, OCI: &agent.Spec{Annotations: map[string]string{"name": name}},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -13,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 
-	"github.com/sealvol/sealvol/guest/internal/pci"
+	"github.com/sealvol/sealvol/guest/internal/device"
 	"github.com/sealvol/sealvol/policy"
 )
 
@@ -130,18 +131,18 @@ func TestRealPolicyDeniesBeforeAnythingIsSealed(t *testing.T) {
 func TestDiskThatDoesNotFitIsDeniedBeforeAnythingIsSealed(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		disk pci.Device
+		disk device.Disk
 		err  error
 		rule string
 	}{
-		"too small": {disk: pci.Device{Bytes: 1 << 20}, rule: "device_size"},
-		"read-only": {disk: pci.Device{Bytes: 1 << 30, ReadOnly: true}, rule: "device_kind"},
+		"too small": {disk: device.Disk{Bytes: 1 << 20}, rule: "device_size"},
+		"read-only": {disk: device.Disk{Bytes: 1 << 30, ReadOnly: true}, rule: "device_kind"},
 		"no disk":   {err: fmt.Errorf("a network card: %w", errdefs.ErrFailedPrecondition), rule: "device_kind"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h := start(t, withRealPolicies, func(cfg *Config) {
-				cfg.Disk = func(pci.Path) (pci.Device, error) { return c.disk, c.err }
+				cfg.Disk = func(device.Address) (device.Disk, error) { return c.disk, c.err }
 			})
 			_, err := h.host.SetPolicy(soon(t), &agent.SetPolicyRequest{Policy: realPolicy})
 			must(t, err)
@@ -150,6 +151,28 @@ func TestDiskThatDoesNotFitIsDeniedBeforeAnythingIsSealed(t *testing.T) {
 			wants(t, err, codes.PermissionDenied, "app", c.rule, "02/01")
 			h.wantJournal()
 		})
+	}
+}
+
+// What the policy takes for a disk's address is what the guest finds disks by: no more, or one disk could pass for two, and no less.
+func TestGateAndPolicyReadTheSameAddresses(t *testing.T) {
+	t.Parallel()
+	p, err := policy.Load(t.Context(), []byte(realPolicy))
+	must(t, err)
+	sources := []string{
+		"", "00", "1f", "1F", "20", "02/01", "2/1", "02/01/", "/02", "02//01", "02/../01", "20/00/02", "02/01\n", strings.Repeat("01/", 7) + "01", strings.Repeat("01/", 8) + "01",
+		"0:0", "00:1", "0:01", "9:9", "99:99", "199:199", "249:249", "255:255", "256:0", "0:256", "1000:1", "0:0:0:1", "0:", ":1", "-1:0", "0:1\n", "٠:١",
+		"/dev/vda", "/dev/vdzzz", "/dev/vdaaaa", "/dev/vd", "/dev/vda1", "/dev/sda", "/dev/VDA", "/dev//vda", "/dev/../dev/vda", "/dev/vda\n", "vda",
+	}
+	for _, driver := range []string{"blk", "scsi", "mmioblk", "BLK", "virtio-blk", "blk-ccw", "nvdimm", "ephemeral", ""} {
+		for _, source := range sources {
+			req := sealedCreate()
+			req.Storages[0].Driver, req.Storages[0].Source = driver, source
+			_, parseErr := device.Parse(driver, source)
+			if _, err := p.Decide(t.Context(), "CreateContainer", req, policy.State{}); (err == nil) != (parseErr == nil) {
+				t.Errorf("driver %q, source %q: the policy says %v, the gate %v", driver, source, err, parseErr)
+			}
+		}
 	}
 }
 

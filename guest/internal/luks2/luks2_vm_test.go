@@ -20,10 +20,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sealvol/sealvol/guest/internal/blockdev"
+	"github.com/sealvol/sealvol/guest/internal/device"
 	"github.com/sealvol/sealvol/guest/internal/devmapper"
 	"github.com/sealvol/sealvol/guest/internal/keyring"
 	"github.com/sealvol/sealvol/guest/internal/loop"
-	"github.com/sealvol/sealvol/guest/internal/pci"
 )
 
 const (
@@ -92,11 +92,11 @@ func (m *vm) timeout() context.Context {
 // cut makes a device of the first bytes of a disk until the test's end, and fills it with what the host likes.
 func (m *vm) cut(disk int) devmapper.Device {
 	m.t.Helper()
-	path, err := pci.Parse(slots[disk])
+	address, err := device.Parse("blk", slots[disk])
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	found, err := pci.Find("/sys", path)
+	found, err := device.Find("/sys", address)
 	if err != nil {
 		m.t.Fatal(err)
 	}

@@ -16,12 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sealvol/sealvol/guest/internal/blockdev"
+	"github.com/sealvol/sealvol/guest/internal/device"
 	"github.com/sealvol/sealvol/guest/internal/devmapper"
 	"github.com/sealvol/sealvol/guest/internal/filesystem"
 	"github.com/sealvol/sealvol/guest/internal/ioerror"
 	"github.com/sealvol/sealvol/guest/internal/keyring"
 	"github.com/sealvol/sealvol/guest/internal/luks2"
-	"github.com/sealvol/sealvol/guest/internal/pci"
 	"github.com/sealvol/sealvol/policy"
 )
 
@@ -31,12 +31,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // "create dif", "create crypt", "make", "copy", "mount", "flush", "remove crypt", …
 type world struct {
 	mu      sync.Mutex
-	disks   map[string]pci.Device // by PCI path
-	log     []string              // what was set up and taken down, in order
-	live    map[string]int        // what is set up and not taken down yet
-	fail    map[string]error      // by step
-	before  map[string]func()     // called when a step starts
-	missing map[string]bool       // ciphers that the kernel does not have
+	disks   map[string]device.Disk // by source of the address
+	log     []string               // what was set up and taken down, in order
+	live    map[string]int         // what is set up and not taken down yet
+	fail    map[string]error       // by step
+	before  map[string]func()      // called when a step starts
+	missing map[string]bool        // ciphers that the kernel does not have
 	loaded  []devmapper.Crypt
 	options []filesystem.Options
 	systems []filesystem.Type // made and mounted
@@ -48,7 +48,7 @@ type world struct {
 
 func newWorld(t *testing.T) (*Manager, *world) {
 	w := &world{
-		disks:   map[string]pci.Device{"02/01": {Name: "vda", Number: blockdev.Number{Major: 254}, Bytes: 1 << 30, Sequence: 1}},
+		disks:   map[string]device.Disk{"02/01": {Name: "vda", Number: blockdev.Number{Major: 254}, Bytes: 1 << 30, Sequence: 1}},
 		live:    map[string]int{},
 		fail:    map[string]error{},
 		before:  map[string]func(){},
@@ -113,7 +113,7 @@ func (w *world) left() string {
 func (w *world) plug(path, name string, bytes, sequence uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.disks[path] = pci.Device{Name: name, Number: blockdev.Number{Major: 254, Minor: uint32(len(w.disks)) * 16}, Bytes: bytes, Sequence: sequence}
+	w.disks[path] = device.Disk{Name: name, Number: blockdev.Number{Major: 254, Minor: uint32(len(w.disks)) * 16}, Bytes: bytes, Sequence: sequence}
 }
 
 func (w *world) unplug(path string) {
@@ -122,28 +122,28 @@ func (w *world) unplug(path string) {
 	delete(w.disks, path)
 }
 
-func (w *world) Find(path pci.Path) (pci.Device, error) {
+func (w *world) Find(address device.Address) (device.Disk, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if d, ok := w.disks[path.String()]; ok {
+	if d, ok := w.disks[address.Source()]; ok {
 		return d, nil
 	}
-	return pci.Device{}, errdefs.ErrNotFound
+	return device.Disk{}, errdefs.ErrNotFound
 }
 
-func (w *world) Wait(ctx context.Context, path pci.Path) (pci.Device, error) {
+func (w *world) Wait(ctx context.Context, address device.Address) (device.Disk, error) {
 	if err := w.step(ctx, "wait"); err != nil {
-		return pci.Device{}, err
+		return device.Disk{}, err
 	}
-	d, err := w.Find(path)
+	d, err := w.Find(address)
 	if err == nil {
 		return d, nil
 	}
 	<-ctx.Done()
-	return pci.Device{}, fmt.Errorf("%w: %w", errdefs.ErrUnavailable, ctx.Err())
+	return device.Disk{}, fmt.Errorf("%w: %w", errdefs.ErrUnavailable, ctx.Err())
 }
 
-func (w *world) Hold(ctx context.Context, disk pci.Device) (closer, error) {
+func (w *world) Hold(ctx context.Context, disk device.Disk) (closer, error) {
 	if err := w.step(ctx, "hold"); err != nil {
 		return nil, err
 	}
@@ -334,13 +334,19 @@ func (m *fakeMount) Close(ctx context.Context) error {
 	return m.w.step(ctx, "flush")
 }
 
-func path(t *testing.T, s string) pci.Path {
+// path is the address of a disk on PCI.
+func path(t *testing.T, s string) device.Address {
 	t.Helper()
-	p, err := pci.Parse(s)
+	return address(t, "blk", s)
+}
+
+func address(t *testing.T, driver, source string) device.Address {
+	t.Helper()
+	a, err := device.Parse(driver, source)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return p
+	return a
 }
 
 func spec() policy.Volume {

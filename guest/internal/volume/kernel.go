@@ -13,12 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sealvol/sealvol/guest/internal/blockdev"
+	"github.com/sealvol/sealvol/guest/internal/device"
 	"github.com/sealvol/sealvol/guest/internal/devmapper"
 	"github.com/sealvol/sealvol/guest/internal/filesystem"
 	"github.com/sealvol/sealvol/guest/internal/ioerror"
 	"github.com/sealvol/sealvol/guest/internal/keyring"
 	"github.com/sealvol/sealvol/guest/internal/luks2"
-	"github.com/sealvol/sealvol/guest/internal/pci"
 	"github.com/sealvol/sealvol/guest/internal/tagstore"
 )
 
@@ -35,12 +35,12 @@ type kernel struct {
 }
 
 type disks interface {
-	// Wait returns the disk at a path as soon as it is there.
-	Wait(ctx context.Context, path pci.Path) (pci.Device, error)
+	// Wait returns the disk at an address as soon as it is there.
+	Wait(ctx context.Context, address device.Address) (device.Disk, error)
 	// Find looks once.
-	Find(path pci.Path) (pci.Device, error)
+	Find(address device.Address) (device.Disk, error)
 	// Hold makes sure that nobody uses the disk, and that it stays this one until the result is closed.
-	Hold(ctx context.Context, disk pci.Device) (closer, error)
+	Hold(ctx context.Context, disk device.Disk) (closer, error)
 }
 
 type closer interface{ Close() error }
@@ -91,16 +91,18 @@ type mount interface {
 	Close(ctx context.Context) error
 }
 
-// pciDisks are the disks of the machine.
-type pciDisks struct{ sysfs string }
+// sysDisks are the disks of the machine.
+type sysDisks struct{ sysfs string }
 
-func (d pciDisks) Wait(ctx context.Context, path pci.Path) (pci.Device, error) {
-	return pci.Wait(ctx, d.sysfs, path)
+func (d sysDisks) Wait(ctx context.Context, address device.Address) (device.Disk, error) {
+	return device.Wait(ctx, d.sysfs, address)
 }
 
-func (d pciDisks) Find(path pci.Path) (pci.Device, error) { return pci.Find(d.sysfs, path) }
+func (d sysDisks) Find(address device.Address) (device.Disk, error) {
+	return device.Find(d.sysfs, address)
+}
 
-func (d pciDisks) Hold(ctx context.Context, disk pci.Device) (closer, error) {
+func (d sysDisks) Hold(ctx context.Context, disk device.Disk) (closer, error) {
 	f, err := openNew(ctx, disk)
 	if err != nil {
 		return nil, err
@@ -113,7 +115,7 @@ func (d pciDisks) Hold(ctx context.Context, disk pci.Device) (closer, error) {
 }
 
 // openNew opens a disk that sysfs shows already; its node under /dev, and the readiness to be opened, come a moment later.
-func openNew(ctx context.Context, disk pci.Device) (*os.File, error) {
+func openNew(ctx context.Context, disk device.Disk) (*os.File, error) {
 	for {
 		f, err := blockdev.Open(disk.Node(), disk.Number, os.O_RDONLY)
 		if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENXIO) {
@@ -127,7 +129,7 @@ func openNew(ctx context.Context, disk pci.Device) (*os.File, error) {
 	}
 }
 
-func check(ctx context.Context, f *os.File, disk pci.Device) error {
+func check(ctx context.Context, f *os.File, disk device.Disk) error {
 	sequence, err := blockdev.Sequence(f)
 	if err != nil {
 		return err

@@ -7,7 +7,7 @@
 //	dm-integrity     encrypted_disk_XXXXX_dif: keeps IV and tag of each block in a device of their own:
 //	                     a loop device over a file in guest memory (package tagstore)
 //	dm-linear        encrypted_disk_XXXXX_cut: what the policy wants of the disk
-//	disk             virtio-blk, the host's
+//	disk             virtio-blk or virtio-scsi, the host's
 //
 // The disk holds ciphertext and nothing else. (The layering luks2, which has the tags on the disk, is drawn at diskTags.) What a volume is made of comes from the policy; nothing is read from the disk that was not
 // written, and so authenticated, by this guest.
@@ -33,11 +33,11 @@ import (
 	"github.com/containerd/errdefs"
 
 	sealvolv1 "github.com/sealvol/sealvol/guest/api/v1"
+	"github.com/sealvol/sealvol/guest/internal/device"
 	"github.com/sealvol/sealvol/guest/internal/devmapper"
 	"github.com/sealvol/sealvol/guest/internal/filesystem"
 	"github.com/sealvol/sealvol/guest/internal/keyring"
 	"github.com/sealvol/sealvol/guest/internal/luks2"
-	"github.com/sealvol/sealvol/guest/internal/pci"
 	"github.com/sealvol/sealvol/policy"
 )
 
@@ -59,7 +59,7 @@ type Manager struct {
 
 	mu      sync.Mutex
 	volumes map[string]*volume
-	claims  map[pci.Path]string         // the volume that a disk belongs to
+	claims  map[device.Address]string   // the volume that a disk belongs to
 	holders map[string]map[*volume]bool // by container
 	ended   bool
 }
@@ -88,7 +88,7 @@ func New(config Config) (_ *Manager, err error) {
 		return nil, errors.Join(err, place.Close(), control.Close())
 	}
 	m := newManager(dir, config.Log, kernel{
-		disks:   pciDisks{sysfs: "/sys"},
+		disks:   sysDisks{sysfs: "/sys"},
 		mapper:  control,
 		tags:    newTags,
 		lend:    (*keyring.Key).Lend,
@@ -125,20 +125,20 @@ func newManager(dir string, log *slog.Logger, k kernel) *Manager {
 		kernel:  k,
 		close:   func() error { return nil },
 		volumes: map[string]*volume{},
-		claims:  map[pci.Path]string{},
+		claims:  map[device.Address]string{},
 		holders: map[string]map[*volume]bool{},
 	}
 }
 
-// Acquire makes a volume ready for a container. The first time it seals the disk at the path, waiting for it until ctx ends; when
-// the volume is open it makes sure that the path is the same disk; after a clean close it opens the volume again. A container
+// Acquire makes a volume ready for a container. The first time it seals the disk at the address, waiting for it until ctx ends; when
+// the volume is open it makes sure that the same disk is there; after a clean close it opens the volume again. A container
 // that has the volume already may ask again.
 //
 // Whatever fails is undone before Acquire returns, which is why the work gets a little less time than ctx gives. The errors leave
 // the volume's name to the caller. They are errdefs.ErrUnavailable when disk or time is wanting, ErrPermissionDenied for a disk
 // that is another volume's or a volume that has another disk, ErrFailedPrecondition for what the policy asks and disk or kernel
 // do not have, and ErrDataLoss for a volume that is lost.
-func (m *Manager) Acquire(ctx context.Context, container, name string, spec policy.Volume, path pci.Path) error {
+func (m *Manager) Acquire(ctx context.Context, container, name string, spec policy.Volume, address device.Address) error {
 	v, err := m.volume(name, spec)
 	if err != nil {
 		return err
@@ -146,7 +146,7 @@ func (m *Manager) Acquire(ctx context.Context, container, name string, spec poli
 	return m.run(ctx, v, func(ctx context.Context) error {
 		ctx, cancel := withReserve(ctx)
 		defer cancel()
-		err := m.acquire(ctx, v, container, path)
+		err := m.acquire(ctx, v, container, address)
 		if err != nil && ctx.Err() != nil && !errdefs.IsUnavailable(err) && !errdefs.IsDataLoss(err) {
 			return fmt.Errorf("there was not enough time: %w: %w", err, errdefs.ErrUnavailable)
 		}
@@ -205,13 +205,13 @@ func (m *Manager) Number(ctx context.Context, name string) (major, minor uint32,
 	return major, minor, err
 }
 
-// Disks are the PCI paths of the disks that volumes have at present, by volume, those included that are being sealed or closed.
-func (m *Manager) Disks() map[string]pci.Path {
+// Disks are the addresses of the disks that volumes have at present, by volume, those included that are being sealed or closed.
+func (m *Manager) Disks() map[string]device.Address {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	disks := make(map[string]pci.Path, len(m.claims))
-	for path, volume := range m.claims {
-		disks[volume] = path
+	disks := make(map[string]device.Address, len(m.claims))
+	for address, volume := range m.claims {
+		disks[volume] = address
 	}
 	return disks
 }
@@ -294,25 +294,25 @@ func (m *Manager) volume(name string, spec policy.Volume) (*volume, error) {
 }
 
 // claim makes a disk a volume's, or fails when it is another one's.
-func (m *Manager) claim(path pci.Path, v *volume) error {
+func (m *Manager) claim(address device.Address, v *volume) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.ended {
 		return errEnded
 	}
-	if owner, ok := m.claims[path]; ok && owner != v.name {
-		return fmt.Errorf("the disk at PCI path %v is volume %s: %w", path, owner, errdefs.ErrPermissionDenied)
+	if owner, ok := m.claims[address]; ok && owner != v.name {
+		return fmt.Errorf("the disk at %v is volume %s: %w", address, owner, errdefs.ErrPermissionDenied)
 	}
-	m.claims[path] = v.name
+	m.claims[address] = v.name
 	return nil
 }
 
 // unclaim gives a disk back, if it is the volume's.
-func (m *Manager) unclaim(path pci.Path, v *volume) {
+func (m *Manager) unclaim(address device.Address, v *volume) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.claims[path] == v.name {
-		delete(m.claims, path)
+	if m.claims[address] == v.name {
+		delete(m.claims, address)
 	}
 }
 

@@ -30,10 +30,10 @@ import (
 	"github.com/sealvol/sealvol/policy"
 )
 
-// The machine has three scratch disks at these places; the file of the first letter is what the host has of it.
+// The machine has three scratch disks at these places, and two at others (drivers_vm_test.go); the files are what the host has of them.
 var (
 	slots   = []string{"02/01", "02/02", "02/03"} // 256, 256 and 64 MiB
-	backing = []string{"/run/vmrun/disks/0", "/run/vmrun/disks/1", "/run/vmrun/disks/2"}
+	backing = []string{"/run/vmrun/disks/0", "/run/vmrun/disks/1", "/run/vmrun/disks/2", "/run/vmrun/disks/3", "/run/vmrun/disks/4"}
 )
 
 const block = 4096

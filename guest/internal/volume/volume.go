@@ -14,11 +14,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	sealvolv1 "github.com/sealvol/sealvol/guest/api/v1"
+	"github.com/sealvol/sealvol/guest/internal/device"
 	"github.com/sealvol/sealvol/guest/internal/devmapper"
 	"github.com/sealvol/sealvol/guest/internal/filesystem"
 	"github.com/sealvol/sealvol/guest/internal/ioerror"
 	"github.com/sealvol/sealvol/guest/internal/keyring"
-	"github.com/sealvol/sealvol/guest/internal/pci"
 	"github.com/sealvol/sealvol/policy"
 )
 
@@ -59,8 +59,8 @@ type volume struct {
 
 	// While it is open.
 	layers                   layers
-	path                     pci.Path
-	disk                     pci.Device
+	address                  device.Address
+	disk                     device.Disk
 	linear, integrity, crypt devmapper.Device
 	mount                    mount
 	attached                 int // times
@@ -105,21 +105,21 @@ func (v *volume) lock(ctx context.Context) error {
 
 func (v *volume) unlock() { <-v.token }
 
-func (m *Manager) acquire(ctx context.Context, v *volume, container string, path pci.Path) error {
+func (m *Manager) acquire(ctx context.Context, v *volume, container string, address device.Address) error {
 	switch v.state.Load() {
 	case stateFailed:
 		return v.cause
 	case stateOpen:
-		if err := m.sameDisk(v, path); err != nil {
+		if err := m.sameDisk(v, address); err != nil {
 			return err
 		}
 	default:
-		if err := m.claim(path, v); err != nil {
+		if err := m.claim(address, v); err != nil {
 			return err
 		}
-		err := m.open(ctx, v, path)
+		err := m.open(ctx, v, address)
 		if len(v.layers) == 0 {
-			m.unclaim(path, v)
+			m.unclaim(address, v)
 		}
 		if err != nil {
 			return err
@@ -129,12 +129,12 @@ func (m *Manager) acquire(ctx context.Context, v *volume, container string, path
 	return nil
 }
 
-// sameDisk fails unless the disk at a path is the one that an open volume is sealed on.
-func (m *Manager) sameDisk(v *volume, path pci.Path) error {
-	if path != v.path {
-		return fmt.Errorf("its disk is at PCI path %v, not at %v: %w", v.path, path, errdefs.ErrPermissionDenied)
+// sameDisk fails unless the disk at an address is the one that an open volume is sealed on.
+func (m *Manager) sameDisk(v *volume, address device.Address) error {
+	if address != v.address {
+		return fmt.Errorf("its disk is at %v, not at %v: %w", v.address, address, errdefs.ErrPermissionDenied)
 	}
-	disk, err := m.kernel.disks.Find(path)
+	disk, err := m.kernel.disks.Find(address)
 	if errdefs.IsNotFound(err) {
 		return fmt.Errorf("its disk was unplugged: %w", errdefs.ErrUnavailable)
 	}
@@ -142,18 +142,18 @@ func (m *Manager) sameDisk(v *volume, path pci.Path) error {
 		return err
 	}
 	if disk.Sequence != v.disk.Sequence {
-		return fmt.Errorf("the disk at PCI path %v is not the one that it is sealed on: %w", path, errdefs.ErrPermissionDenied)
+		return fmt.Errorf("the disk at %v is not the one that it is sealed on: %w", address, errdefs.ErrPermissionDenied)
 	}
 	return nil
 }
 
 // open seals the disk, or opens the volume again. When it fails the volume is as before, but for two cases in which it is lost: the disk
 // does not hold what was closed, or the undo failed too.
-func (m *Manager) open(ctx context.Context, v *volume, path pci.Path) error {
+func (m *Manager) open(ctx context.Context, v *volume, address device.Address) error {
 	before := v.state.Load()
 	isNew := before == stateNew
 	v.state.Store(stateSealing)
-	v.path = path
+	v.address = address
 	step := m.reopen
 	if isNew {
 		step = m.seal
@@ -165,7 +165,7 @@ func (m *Manager) open(ctx context.Context, v *volume, path pci.Path) error {
 			v.created = v.opened
 		}
 		v.state.Store(stateOpen)
-		v.log.Info("volume is open", "new", isNew, "pci", path.String(), "disk", v.disk.Name, "bytes", v.bytes,
+		v.log.Info("volume is open", "new", isNew, "address", address.String(), "disk", v.disk.Name, "bytes", v.bytes,
 			"suite", v.suite.name, "mapping", v.crypt.Name, "ready", v.ready)
 		return nil
 	}
@@ -185,7 +185,7 @@ func (m *Manager) open(ctx context.Context, v *volume, path pci.Path) error {
 		return err
 	}
 	v.state.Store(before)
-	v.log.Warn("volume does not open", "pci", path.String(), "error", err)
+	v.log.Warn("volume does not open", "address", address.String(), "error", err)
 	return err
 }
 
@@ -247,11 +247,11 @@ func (m *Manager) reopen(ctx context.Context, v *volume) error {
 
 // takeDisk waits for the disk and makes sure that it is nobody's, until the mapping over it is there and the result is closed.
 func (m *Manager) takeDisk(ctx context.Context, v *volume) (_ closer, err error) {
-	if v.disk, err = m.kernel.disks.Wait(ctx, v.path); err != nil {
+	if v.disk, err = m.kernel.disks.Wait(ctx, v.address); err != nil {
 		return nil, err
 	}
 	if v.disk.ReadOnly {
-		return nil, fmt.Errorf("the disk at PCI path %v is read-only: %w", v.path, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("the disk at %v is read-only: %w", v.address, errdefs.ErrFailedPrecondition)
 	}
 	v.found = time.Now()
 	return m.kernel.disks.Hold(ctx, v.disk)
@@ -311,7 +311,7 @@ func (m *Manager) release(ctx context.Context, v *volume, container string) erro
 	v.state.Store(stateClosing)
 	unsaved, left := v.takeDown(ctx)
 	if len(v.layers) == 0 {
-		m.unclaim(v.path, v)
+		m.unclaim(v.address, v)
 	}
 	if err := cmp.Or(unsaved, left); err != nil {
 		// %v, so that the class is the one that matters to the caller.
@@ -348,7 +348,7 @@ func (m *Manager) destroy(ctx context.Context, v *volume) error {
 	// For those who have waited for the lock meanwhile.
 	v.cause = errEnded
 	v.state.Store(stateFailed)
-	m.unclaim(v.path, v)
+	m.unclaim(v.address, v)
 	m.forget(v)
 	if unsaved != nil {
 		v.log.Warn("not written back at the end", "error", unsaved)
@@ -410,7 +410,7 @@ func (v *volume) status(m mapper, w watcher) *sealvolv1.Volume {
 	for _, place := range v.spec.Mounts {
 		status.Mounts = append(status.Mounts, &sealvolv1.Mount{Container: place.Container, Path: place.Path, ReadOnly: place.ReadOnly, Options: texts(v.spec.Options)})
 	}
-	status.Device, status.PciPath = v.disk.Name, v.path.String()
+	status.Device, status.PciPath = v.disk.Name, v.address.Source()
 	for _, device := range []devmapper.Device{v.crypt, v.integrity, v.linear} {
 		table, err := m.Table(device.Name)
 		if err != nil {

@@ -1,4 +1,4 @@
-package pci
+package device
 
 import (
 	"bytes"
@@ -12,33 +12,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Wait returns the device at a path as soon as it is there. It waits for the kernel's uevents and for nothing else; when ctx ends
+// Wait returns the disk at an address as soon as it is there. It waits for the kernel's uevents and for nothing else; when ctx ends
 // first the error is errdefs.ErrUnavailable, and when what arrives is not one plain disk errdefs.ErrFailedPrecondition.
-func Wait(ctx context.Context, sysfs string, path Path) (Device, error) {
+func Wait(ctx context.Context, sysfs string, address Address) (Disk, error) {
 	// Subscribed before the first look, so that nothing arrives unseen between the two.
 	events, err := subscribe()
 	if err != nil {
-		return Device{}, err
+		return Disk{}, err
 	}
 	defer events.Close()
 	stop := context.AfterFunc(ctx, func() { events.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	return wait(ctx, func() (Device, error) { return Find(sysfs, path) }, func() error { return nextDisk(events) })
+	return wait(ctx, func() (Disk, error) { return Find(sysfs, address) }, func() error { return nextDisk(events) })
 }
 
 // wait looks again after each arrival until there is something.
-func wait(ctx context.Context, look func() (Device, error), arrival func() error) (Device, error) {
+func wait(ctx context.Context, look func() (Disk, error), arrival func() error) (Disk, error) {
 	for {
-		device, err := look()
+		disk, err := look()
 		if !errdefs.IsNotFound(err) {
-			return device, err
+			return disk, err
 		}
 		if ctx.Err() != nil {
-			return Device{}, fmt.Errorf("%v: %w: %w", err, ctx.Err(), errdefs.ErrUnavailable)
+			return Disk{}, fmt.Errorf("%v: %w: %w", err, ctx.Err(), errdefs.ErrUnavailable)
 		}
 		// An end by ctx is seen above, after one more look.
 		if err := arrival(); err != nil && ctx.Err() == nil {
-			return Device{}, fmt.Errorf("wait for uevent: %w", err)
+			return Disk{}, fmt.Errorf("wait for uevent: %w", err)
 		}
 	}
 }
