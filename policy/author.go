@@ -51,9 +51,7 @@ func newAuthor(module *ast.Module) (*author, error) {
 	}
 	a.builtins = bindBuiltins(a.compiler.Modules)
 	for _, rule := range []string{podRule, denyRule} {
-		query, err := a.compiler.QueryCompiler().Compile(ast.NewBody(ast.Equality.Expr(
-			ast.VarTerm("answer"), ast.RefTerm(ast.DefaultRootDocument, ast.StringTerm("agent_policy"), ast.StringTerm(rule)),
-		)))
+		query, err := valueOf(a.compiler, "agent_policy", rule)
 		if err != nil {
 			return nil, fmt.Errorf("policy: %s: %s: %w", rule, oneLine(err), errdefs.ErrInvalidArgument)
 		}

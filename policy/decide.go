@@ -9,7 +9,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/open-policy-agent/opa/v1/ast"
-	"github.com/open-policy-agent/opa/v1/rego"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -142,21 +141,30 @@ func (p *Policy) Decide(ctx context.Context, rpc string, req proto.Message, stat
 
 // judge asks the framework.
 func (p *Policy) judge(ctx context.Context, input ast.Value) (v verdict, err error) {
-	results, err := p.framework.verdict.Eval(ctx, rego.EvalParsedInput(input))
+	value, err := p.framework.eval(ctx, p.framework.verdict, ast.NewTerm(input))
 	if err != nil {
 		return v, errors.Join(errdefs.ErrInternal, err)
 	}
-	if len(results) != 1 {
+	if value == nil {
 		return v, fmt.Errorf("there is no verdict: %w", errdefs.ErrInternal)
 	}
-	text, err := json.Marshal(results[0].Bindings["answer"])
-	if err != nil {
-		return v, errors.Join(errdefs.ErrInternal, err)
-	}
-	if err := json.Unmarshal(text, &v); err != nil {
+	if err := decode(value, &v); err != nil {
 		return v, errors.Join(errdefs.ErrInternal, err)
 	}
 	return v, nil
+}
+
+// decode gives a value of the framework's a type.
+func decode(value ast.Value, into any) error {
+	plain, err := ast.JSON(value)
+	if err != nil {
+		return err
+	}
+	text, err := json.Marshal(plain)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(text, into)
 }
 
 // ask asks the author's own rules. Whatever goes wrong with them is a denial too.

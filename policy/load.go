@@ -15,7 +15,9 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/open-policy-agent/opa/v1/ast"
-	"github.com/open-policy-agent/opa/v1/rego"
+	"github.com/open-policy-agent/opa/v1/storage"
+	"github.com/open-policy-agent/opa/v1/storage/inmem"
+	"github.com/open-policy-agent/opa/v1/topdown"
 )
 
 const (
@@ -137,7 +139,9 @@ func parseModule(text string) (*ast.Module, error) {
 
 // judges is the framework, ready to judge. It does not change and may be used by several goroutines at once.
 type judges struct {
-	verdict  rego.PreparedEvalQuery
+	compiler *ast.Compiler
+	verdict  ast.Body // the query for it
+	store    storage.Store
 	unjudged map[string]bool // the methods that pass whatever they say
 }
 
@@ -145,28 +149,63 @@ type judges struct {
 var prepared = sync.OnceValues(prepare)
 
 func prepare() (j judges, err error) {
-	ctx := context.Background()
-	compiler, err := ast.CompileModulesWithOpt(map[string]string{"framework.rego": framework}, ast.CompileOpts{
+	j.compiler, err = ast.CompileModulesWithOpt(map[string]string{"framework.rego": framework}, ast.CompileOpts{
 		ParserOptions: ast.ParserOptions{Capabilities: capabilities(), RegoVersion: ast.RegoV1},
 	})
 	if err != nil {
 		return j, fmt.Errorf("policy: framework: %w", err)
 	}
-	ask := func(rule string) *rego.Rego {
-		return rego.New(rego.Compiler(compiler), rego.StrictBuiltinErrors(true), rego.Query("answer := data.sealvol."+rule))
+	j.store = inmem.New()
+	if j.verdict, err = valueOf(j.compiler, "sealvol", "verdict"); err != nil {
+		return j, fmt.Errorf("policy: framework: %w", err)
 	}
-	results, err := ask("unjudged").Eval(ctx)
+	query, err := valueOf(j.compiler, "sealvol", "unjudged")
 	if err != nil {
 		return j, fmt.Errorf("policy: framework: %w", err)
 	}
-	j.unjudged = map[string]bool{}
-	for _, method := range results[0].Bindings["answer"].([]any) {
-		j.unjudged[method.(string)] = true
-	}
-	if j.verdict, err = ask("verdict").PrepareForEval(ctx); err != nil {
+	value, err := j.eval(context.Background(), query, nil)
+	if err != nil {
 		return j, fmt.Errorf("policy: framework: %w", err)
 	}
+	var methods []string
+	if err := decode(value, &methods); err != nil {
+		return j, fmt.Errorf("policy: framework: %w", err)
+	}
+	j.unjudged = map[string]bool{}
+	for _, method := range methods {
+		j.unjudged[method] = true
+	}
 	return j, nil
+}
+
+// valueOf is a query for the value of a rule, which it binds to the variable answer.
+func valueOf(compiler *ast.Compiler, pkg, rule string) (ast.Body, error) {
+	return compiler.QueryCompiler().Compile(ast.NewBody(ast.Equality.Expr(
+		ast.VarTerm("answer"), ast.RefTerm(ast.DefaultRootDocument, ast.StringTerm(pkg), ast.StringTerm(rule)),
+	)))
+}
+
+// eval returns the answer to a query, nil if there is none. It ends with ctx.
+func (j judges) eval(ctx context.Context, query ast.Body, input *ast.Term) (ast.Value, error) {
+	txn, err := j.store.NewTransaction(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer j.store.Abort(ctx, txn)
+	cancel := topdown.NewCancel()
+	defer context.AfterFunc(ctx, cancel.Cancel)()
+	results, err := topdown.NewQuery(query).
+		WithCompiler(j.compiler).
+		WithStore(j.store).
+		WithTransaction(txn).
+		WithStrictBuiltinErrors(true).
+		WithCancel(cancel).
+		WithInput(input).
+		Run(ctx)
+	if err != nil || len(results) == 0 {
+		return nil, err
+	}
+	return results[0][ast.Var("answer")].Value, nil
 }
 
 // Default is the policy of a pod that brings none: any container, no volume, no block storage.
