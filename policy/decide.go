@@ -106,12 +106,15 @@ func (d *Denial) Error() string {
 // Unwrap gives the class.
 func (d *Denial) Unwrap() error { return errdefs.ErrPermissionDenied }
 
+// Judges reports whether it matters what a request of a method says. Decide allows every other, whatever the state.
+func (p *Policy) Judges(rpc string) bool { return !p.framework.unjudged[rpc] || p.author != nil }
+
 // Decide judges one request of the host. rpc is the name of a method of the agent's services and req its message. A method that the
 // framework does not know is denied.
 //
 // What is denied is a *Denial. A request that cannot be judged is an error of another class, and no less denied.
 func (p *Policy) Decide(ctx context.Context, rpc string, req proto.Message, state State) (Decision, error) {
-	if p.framework.unjudged[rpc] && p.author == nil {
+	if !p.Judges(rpc) {
 		return Decision{}, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, evalLimit)
