@@ -61,6 +61,9 @@ func Load(ctx context.Context, text []byte) (*Policy, error) {
 	if len(text) > MaxText {
 		return nil, fmt.Errorf("policy: text of %d bytes is longer than %d: %w", len(text), MaxText, errdefs.ErrInvalidArgument)
 	}
+	if err := fewWords(string(text)); err != nil {
+		return nil, fmt.Errorf("policy: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
 	ctx, cancel := context.WithTimeout(ctx, evalLimit)
 	defer cancel()
 	module, author, err := compile(ctx, string(text))
