@@ -175,9 +175,9 @@ func (p *Policy) ask(ctx context.Context, input ast.Value) (denied []string, rea
 	reasons, err := p.author.denials(ctx, ast.NewTerm(input))
 	switch {
 	case err != nil:
-		return []string{denyRule}, "the author's own rules came to no answer (" + oneLine(err) + "); correct them"
+		return []string{denyRule}, "the author's own rules came to no answer (" + OneLine(err.Error()) + "); correct them"
 	case len(reasons) > 0:
-		return []string{denyRule}, oneLine(errors.New(reasons[0])) + "; the author's own rules say so"
+		return []string{denyRule}, OneLine(reasons[0]) + "; the author's own rules say so"
 	}
 	return nil, ""
 }

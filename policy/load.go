@@ -132,7 +132,7 @@ func parseModule(text string) (*ast.Module, error) {
 		RegoVersion:  ast.RegoV1,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("policy: %s: %w", oneLine(err), errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("policy: %s: %w", OneLine(err.Error()), errdefs.ErrInvalidArgument)
 	}
 	if module.Package.Path.String() != "data.agent_policy" {
 		return nil, fmt.Errorf("policy: package must be agent_policy: %w", errdefs.ErrInvalidArgument)
@@ -220,14 +220,15 @@ func Default() *Policy {
 	return p
 }
 
-// oneLine makes an error of the interpreter fit for a one-line message; it can hold pieces of the text.
-func oneLine(err error) string {
+// OneLine makes a text with foreign pieces in it, such as an error of a parser's, fit for a message of one line, which the host sees:
+// printable, each white space a single blank, and cut where it is long.
+func OneLine(text string) string {
 	s := strings.Map(func(r rune) rune {
 		if r == utf8.RuneError || !unicode.IsPrint(r) && !unicode.IsSpace(r) {
 			return '?'
 		}
 		return r
-	}, err.Error())
+	}, text)
 	s = strings.Join(strings.Fields(s), " ")
 	if len(s) > 300 {
 		s = strings.ToValidUTF8(s[:300], "") + "..."
