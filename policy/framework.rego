@@ -159,7 +159,7 @@ reasons := {
 }
 
 # What the reason is about, worst first.
-culprits.annotations := [k | some k, _ in spec.Annotations; not strings.any_prefix_match(k, known_annotations)]
+culprits.annotations := [k | some k, _ in spec.Annotations; not k in known_annotations]
 
 culprits.args := [concat(" ", spec.Process.Args)]
 
@@ -274,13 +274,12 @@ holds.container_type if {
 
 # The agent knows a container by other keys too (CRI-O's, dockershim's) and injects devices for the keys of CDI. None of them may be
 # there to disagree.
-holds.annotations if {
-	every key, _ in spec.Annotations {
-		strings.any_prefix_match(key, known_annotations)
-	}
-}
+holds.annotations if count(spec.Annotations) == count(known_annotations)
 
-known_annotations := ["io.kubernetes.cri.", "io.katacontainers.", "io.containerd.", "nerdctl/"]
+known_annotations := {key |
+	some key, _ in spec.Annotations
+	strings.any_prefix_match(key, ["io.kubernetes.cri.", "io.katacontainers.", "io.containerd.", "nerdctl/"])
+}
 
 # Of CDI: the agent adds the devices that they name, by what the image's files say of them.
 injecting := "cdi.k8s.io/"
