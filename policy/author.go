@@ -47,15 +47,13 @@ func newAuthor(module *ast.Module) (*author, error) {
 		turn:    make(chan struct{}, 1),
 	}
 	if a.compiler.Compile(map[string]*ast.Module{"policy.rego": module}); a.compiler.Failed() {
-		return nil, fmt.Errorf("policy: %s: %w", oneLine(a.compiler.Errors), errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("policy: %s: %w", OneLine(a.compiler.Errors.Error()), errdefs.ErrInvalidArgument)
 	}
 	a.builtins = bindBuiltins(a.compiler.Modules)
 	for _, rule := range []string{podRule, denyRule} {
-		query, err := a.compiler.QueryCompiler().Compile(ast.NewBody(ast.Equality.Expr(
-			ast.VarTerm("answer"), ast.RefTerm(ast.DefaultRootDocument, ast.StringTerm("agent_policy"), ast.StringTerm(rule)),
-		)))
+		query, err := valueOf(a.compiler, "agent_policy", rule)
 		if err != nil {
-			return nil, fmt.Errorf("policy: %s: %s: %w", rule, oneLine(err), errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("policy: %s: %s: %w", rule, OneLine(err.Error()), errdefs.ErrInvalidArgument)
 		}
 		a.queries[rule] = query
 	}
@@ -130,7 +128,7 @@ func (a *author) run(ctx context.Context, rule string, input *ast.Term) (_ ast.V
 func (a *author) pod(ctx context.Context) (any, error) {
 	value, err := a.eval(ctx, podRule, nil)
 	if err != nil {
-		return nil, fmt.Errorf("policy: evaluating sealed_pod: %s: %w", oneLine(err), errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("policy: evaluating sealed_pod: %s: %w", OneLine(err.Error()), errdefs.ErrInvalidArgument)
 	}
 	if value == nil {
 		return nil, fmt.Errorf("policy: sealed_pod is there but has no value; it must not depend on anything: %w", errdefs.ErrInvalidArgument)
@@ -141,7 +139,7 @@ func (a *author) pod(ctx context.Context) (any, error) {
 	}
 	pod, err := ast.JSON(value)
 	if err != nil {
-		return nil, fmt.Errorf("policy: sealed_pod: %s: %w", oneLine(err), errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("policy: sealed_pod: %s: %w", OneLine(err.Error()), errdefs.ErrInvalidArgument)
 	}
 	return pod, nil
 }

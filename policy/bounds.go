@@ -19,6 +19,9 @@ const (
 	maxOperands = 256 << 10
 	// maxReplaced bounds what replacing can make of a text, in bytes.
 	maxReplaced = 1 << 20
+	// maxWords bounds what the parser makes of a text: one or two kilobytes of memory for each word. genpolicy's rules have some eight thousand,
+	// and its data for a container two or three.
+	maxWords = 100_000
 	// maxPattern bounds a regular expression, in bytes: the interpreter keeps the last hundred.
 	maxPattern = 256
 	// maxDigits bounds a number as it is written, and maxExponent what follows its e.
@@ -29,6 +32,25 @@ const (
 	// heapPeriod is how often the heap is looked at.
 	heapPeriod = 5 * time.Millisecond
 )
+
+// fewWords refuses a text whose parsing would take much memory, before anything is parsed. It knows nothing of the language, so that no
+// text can mislead it: whatever the parser makes something of begins with a letter, a digit, a quote, a bracket or a number sign, and
+// those are counted wherever they stand, also within texts and comments.
+func fewWords(text string) error {
+	words, inWord := 0, false
+	for i := range len(text) {
+		c := text[i]
+		letter := c == '_' || c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z'
+		if letter && !inWord || strings.IndexByte("\"`[{(#", c) >= 0 {
+			words++
+		}
+		inWord = letter
+	}
+	if words > maxWords {
+		return fmt.Errorf("the text has more than %d words", maxWords)
+	}
+	return nil
+}
 
 // boundedPrefix begins the names under which the author's text, when it is compiled, calls the bounded built-in functions.
 const boundedPrefix = "bounded."

@@ -9,7 +9,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/open-policy-agent/opa/v1/ast"
-	"github.com/open-policy-agent/opa/v1/rego"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -107,12 +106,15 @@ func (d *Denial) Error() string {
 // Unwrap gives the class.
 func (d *Denial) Unwrap() error { return errdefs.ErrPermissionDenied }
 
+// Judges reports whether it matters what a request of a method says. Decide allows every other, whatever the state.
+func (p *Policy) Judges(rpc string) bool { return !p.framework.unjudged[rpc] || p.author != nil }
+
 // Decide judges one request of the host. rpc is the name of a method of the agent's services and req its message. A method that the
 // framework does not know is denied.
 //
 // What is denied is a *Denial. A request that cannot be judged is an error of another class, and no less denied.
 func (p *Policy) Decide(ctx context.Context, rpc string, req proto.Message, state State) (Decision, error) {
-	if p.framework.unjudged[rpc] && p.author == nil {
+	if !p.Judges(rpc) {
 		return Decision{}, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, evalLimit)
@@ -142,21 +144,30 @@ func (p *Policy) Decide(ctx context.Context, rpc string, req proto.Message, stat
 
 // judge asks the framework.
 func (p *Policy) judge(ctx context.Context, input ast.Value) (v verdict, err error) {
-	results, err := p.framework.verdict.Eval(ctx, rego.EvalParsedInput(input))
+	value, err := p.framework.eval(ctx, p.framework.verdict, ast.NewTerm(input))
 	if err != nil {
 		return v, errors.Join(errdefs.ErrInternal, err)
 	}
-	if len(results) != 1 {
+	if value == nil {
 		return v, fmt.Errorf("there is no verdict: %w", errdefs.ErrInternal)
 	}
-	text, err := json.Marshal(results[0].Bindings["answer"])
-	if err != nil {
-		return v, errors.Join(errdefs.ErrInternal, err)
-	}
-	if err := json.Unmarshal(text, &v); err != nil {
+	if err := decode(value, &v); err != nil {
 		return v, errors.Join(errdefs.ErrInternal, err)
 	}
 	return v, nil
+}
+
+// decode gives a value of the framework's a type.
+func decode(value ast.Value, into any) error {
+	plain, err := ast.JSON(value)
+	if err != nil {
+		return err
+	}
+	text, err := json.Marshal(plain)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(text, into)
 }
 
 // ask asks the author's own rules. Whatever goes wrong with them is a denial too.
@@ -164,9 +175,9 @@ func (p *Policy) ask(ctx context.Context, input ast.Value) (denied []string, rea
 	reasons, err := p.author.denials(ctx, ast.NewTerm(input))
 	switch {
 	case err != nil:
-		return []string{denyRule}, "the author's own rules came to no answer (" + oneLine(err) + "); correct them"
+		return []string{denyRule}, "the author's own rules came to no answer (" + OneLine(err.Error()) + "); correct them"
 	case len(reasons) > 0:
-		return []string{denyRule}, oneLine(errors.New(reasons[0])) + "; the author's own rules say so"
+		return []string{denyRule}, OneLine(reasons[0]) + "; the author's own rules say so"
 	}
 	return nil, ""
 }

@@ -8,10 +8,13 @@
 # out undefined, because a field is missing or has another type, does not hold, so no odd request slips by a check that did not fire.
 #
 # A decision takes time in proportion to the request: volumes, storages and mounts find each other by key, never by trying all pairs.
+# What is fine among many mounts or devices is a set, which is then counted: a function called for each would take several times as long.
 #
 # Written in the Rego that OPA v1 and regorus (the agent's) both take.
 package sealvol
 
+import input.request
+import input.request.OCI as spec
 import rego.v1
 
 verdict := {
@@ -156,7 +159,7 @@ reasons := {
 }
 
 # What the reason is about, worst first.
-culprits.annotations := [k | some k, _ in spec.Annotations; not annotation_known(k)]
+culprits.annotations := [k | some k, _ in spec.Annotations; not k in known_annotations]
 
 culprits.args := [concat(" ", spec.Process.Args)]
 
@@ -170,13 +173,13 @@ culprits.copy_path := [request.path]
 
 culprits.core_dumps := [limit.Type | some limit in process.Rlimits; not limit_fine(limit)]
 
-culprits.device_bound := [request.storages[a.storage].source | some a in attachments; not device_own(a)]
+culprits.device_bound := [a.device | some a in attachments; not a in own_devices]
 
-culprits.device_kind := [source | some source in sources; not device_plain(source)]
+culprits.device_kind := [source | some source in sources - plain_devices]
 
 culprits.device_nodes := [d.Path | some d in spec.Linux.Devices]
 
-culprits.device_size := [request.storages[a.storage].source | some a in attachments; not device_large(a)]
+culprits.device_size := [a.device | some a in attachments; not a in large_devices]
 
 culprits.device_twice := [s.source | some i, s in request.storages; some j, t in request.storages; i < j; s.source == t.source]
 
@@ -192,15 +195,15 @@ culprits.masked_paths := [path | some path in masked; not maskable(path)]
 
 culprits.mount_paths := [m.destination | some m in spec.Mounts; not clean(m.destination)]
 
-culprits.mounts := [m.destination | some i, m in spec.Mounts; not mount_fine(i, m)]
+culprits.mounts := [m.destination | some i, m in spec.Mounts; not i in fine_mounts]
 
-culprits.mounts_missing := [path | some path, fixed in fixed_mounts; fixed.always; not path in destinations]
+culprits.mounts_missing := [path | some path in missing_mounts]
 
 culprits.open_annotations := [k | some k, _ in spec.Annotations; startswith(k, injecting)]
 
 culprits.open_device_nodes := [d.Path | some d in spec.Linux.Devices; not device_node_open(d)]
 
-culprits.open_mounts := [m.destination | some m in spec.Mounts; not mount_open(m)]
+culprits.open_mounts := [m.destination | some i, m in spec.Mounts; not mount_open(i, m)]
 
 culprits.open_storages := [storage_name(s) | some s in request.storages; not storage_open(s)]
 
@@ -210,9 +213,9 @@ culprits.rootfs := [spec.Root.Path]
 
 culprits.sandbox_storages := [s.driver | some s in request.storages; not storage_sandbox(s)]
 
-culprits.storage_place := [s.mount_point | some a in attachments; s := request.storages[a.storage]; not storage_own(a, s)]
+culprits.storage_place := [request.storages[a.storage].mount_point | some a in attachments; not a in own_places]
 
-culprits.storages := [storage_name(s) | some s in request.storages; not storage_volume(s)]
+culprits.storages := [storage_name(s) | some s in request.storages; not s.mount_point in mounted_storages]
 
 culprits.sysctl := [k | some k, _ in spec.Linux.Sysctl; not k in sysctls]
 
@@ -234,10 +237,6 @@ culprits.working_directory := [process.Cwd]
 storage_name(s) := concat(" at ", array.concat([s.driver], places)) if {
 	places := [m.destination | some m in spec.Mounts; m.source == s.mount_point]
 }
-
-request := input.request
-
-spec := request.OCI
 
 # --- Which container -------------------------------------------------------------------------------------------------------------
 
@@ -275,15 +274,12 @@ holds.container_type if {
 
 # The agent knows a container by other keys too (CRI-O's, dockershim's) and injects devices for the keys of CDI. None of them may be
 # there to disagree.
-holds.annotations if {
-	every key, _ in spec.Annotations {
-		annotation_known(key)
-	}
+holds.annotations if count(spec.Annotations) == count(known_annotations)
+
+known_annotations := {key |
+	some key, _ in spec.Annotations
+	strings.any_prefix_match(key, ["io.kubernetes.cri.", "io.katacontainers.", "io.containerd.", "nerdctl/"])
 }
-
-annotation_known(key) if strings.any_prefix_match(key, known_annotations)
-
-known_annotations := ["io.kubernetes.cri.", "io.katacontainers.", "io.containerd.", "nerdctl/"]
 
 # Of CDI: the agent adds the devices that they name, by what the image's files say of them.
 injecting := "cdi.k8s.io/"
@@ -398,7 +394,10 @@ process := spec.Process if input.rpc == "CreateContainer"
 
 process := request.process if input.rpc == "ExecProcess"
 
-other_capabilities := {c | c := process.Capabilities[_][_]} - default_capabilities
+# Most of the lists are one and the same.
+capability_lists := {list | some list in process.Capabilities}
+
+other_capabilities := {c | some list in capability_lists; some c in list} - default_capabilities
 
 holds.capabilities if {
 	is_object(process.Capabilities)
@@ -411,14 +410,9 @@ holds.capabilities if {
 }
 
 # Without SELinux in the guest a label stops the container, with it the label is what confines it.
-labels := array.concat([label | label := process.SelinuxLabel], [label | label := spec.Linux.MountLabel])
+labels := [process.SelinuxLabel, object.get(request, ["OCI", "Linux", "MountLabel"], "")]
 
-holds.labels if {
-	is_object(process)
-	every label in labels {
-		label == ""
-	}
-}
+holds.labels if labels == ["", ""]
 
 # A container that crashes must not leave its memory in a file, which can be the host's.
 holds.core_dumps if {
@@ -455,7 +449,7 @@ holds.seccomp if spec.Linux.Seccomp == null
 
 holds.seccomp if {
 	spec.Linux.Seccomp.DefaultAction in seccomp_actions
-	count(spec.Linux.Seccomp.Flags) == 0
+	spec.Linux.Seccomp.Flags == []
 	every syscall in spec.Linux.Seccomp.Syscalls {
 		syscall.Action in seccomp_actions
 		errno := object.get(syscall, "errnoret", 1)
@@ -541,30 +535,24 @@ holds.hooks if {
 
 holds.guest_hooks if request.guest_hook_path == ""
 
-holds.kernel_modules if count(request.kernel_modules) == 0
+holds.kernel_modules if request.kernel_modules == []
 
-holds.shared_mounts if count(request.shared_mounts) == 0
+holds.shared_mounts if request.shared_mounts == []
 
 # A path would join a namespace of the guest; without a mount namespace the container runs in the guest's root.
 holds.namespaces if {
-	types := [namespace_type(ns) | some ns in spec.Linux.Namespaces]
+	types := [namespace_types[ns.Type] | some ns in spec.Linux.Namespaces; ns.Path == ""]
 	count(types) == count(spec.Linux.Namespaces)
 	count(types) == count({type | some type in types})
 	"mount" in types
-}
-
-namespace_type(ns) := type if {
-	ns.Path == ""
-	type := object.get(namespace_types, ns.Type, null)
-	type != null
 }
 
 # Kata's Go runtime drops pid, network and cgroup; runtime-rs keeps cgroup and says mnt.
 namespace_types := {"mount": "mount", "mnt": "mount", "ipc": "ipc", "uts": "uts", "cgroup": "cgroup", "user": "user"}
 
 holds.id_mappings if {
-	count(spec.Linux.UIDMappings) == 0
-	count(spec.Linux.GIDMappings) == 0
+	spec.Linux.UIDMappings == []
+	spec.Linux.GIDMappings == []
 	not "user" in {ns.Type | some ns in spec.Linux.Namespaces}
 }
 
@@ -585,11 +573,11 @@ holds.propagation if spec.Linux.RootfsPropagation in ["", "private", "rprivate"]
 
 # --- Devices ---------------------------------------------------------------------------------------------------------------------
 
-holds.devices if count(request.devices) == 0
+holds.devices if request.devices == []
 
-holds.device_nodes if count(spec.Linux.Devices) == 0
+holds.device_nodes if spec.Linux.Devices == []
 
-holds.device_cgroup if count(spec.Linux.Resources.Devices) == 0
+holds.device_cgroup if spec.Linux.Resources.Devices == []
 
 holds.device_cgroup if {
 	is_object(spec.Linux)
@@ -652,69 +640,62 @@ host_files := {
 
 bind_options := {"bind", "rbind", "private", "rprivate", "ro", "rro", "rw", "nosuid", "nodev", "noexec", "noatime", "relatime"}
 
-bind(m) if {
+# The mounts that only bind, by index.
+binds := {i |
+	some i, m in spec.Mounts
 	m.type == "bind"
 	options := {o | some o in m.options}
-	count(options & {"bind", "rbind"}) > 0
-	count(options - bind_options) == 0
+	options & {"bind", "rbind"} != set()
+	options - bind_options == set()
 }
 
-mount_sealed(m) if {
+# The mounts that may be there, by index: volumes, and CRI's.
+fine_mounts contains i if some i in sealed_mounts
+
+fine_mounts contains i if some i in shm_mounts
+
+fine_mounts contains i if {
+	some i, m in spec.Mounts
 	fixed := fixed_mounts[m.destination]
 	m.type == fixed.type
 	m.source == fixed.source
 	options := {o | some o in m.options}
-	count(fixed.must - options) == 0
-	count((options - fixed.must) - fixed.may) == 0
+	fixed.must - options == set()
+	(options - fixed.must) - fixed.may == set()
 }
 
-mount_sealed(m) if mount_shm(m)
-
 # A file of the share itself, not a path into it: a link further down would be the host's choice.
-mount_sealed(m) if {
+fine_mounts contains i if {
+	some i in binds
+	m := spec.Mounts[i]
 	m.destination in host_files
-	bind(m)
 	regex.match(`^/run/kata-containers/shared/containers/(passthrough/)?[A-Za-z0-9][^/\x00]*$`, m.source)
 }
 
 # The pod's shared memory, which CreateSandbox made.
-mount_shm(m) if {
+shm_mounts := {i |
+	some i in binds
+	m := spec.Mounts[i]
 	m.destination == "/dev/shm"
 	m.source == "/run/kata-containers/sandbox/shm"
-	bind(m)
 }
 
 holds.mounts if {
-	every i, m in spec.Mounts {
-		mount_fine(i, m)
-	}
+	count(spec.Mounts) == count(fine_mounts)
 	count(spec.Mounts) == count(destinations)
-}
-
-mount_fine(i, _) if i in sealed_mounts
-
-mount_fine(i, m) if {
-	not i in sealed_mounts
-	mount_sealed(m)
 }
 
 destinations := {m.destination | some m in spec.Mounts}
 
-holds.mounts_missing if {
-	every path, fixed in fixed_mounts {
-		mount_there(path, fixed)
-	}
-}
+missing_mounts := {path | some path, fixed in fixed_mounts; fixed.always} - destinations
 
-mount_there(_, fixed) if not fixed.always
-
-mount_there(path, _) if path in destinations
+holds.mounts_missing if missing_mounts == set()
 
 # Only where every path is clean do two texts name one place when they are equal, and one above the other when they begin alike. All are
 # looked at in one text, a line each; one with a newline in it is two lines, of which each must be clean.
 holds.mount_paths if {
 	is_array(spec.Mounts)
-	text := concat("\n", [m.destination | some m in spec.Mounts])
+	text := concat("\n", destinations)
 	regex.match(`^(/[^/\x00\n]+)+(\n(/[^/\x00\n]+)+)*$`, text)
 	not regex.match(`/\.\.?([/\n]|$)`, text)
 }
@@ -728,10 +709,7 @@ clean(path) if {
 # path is prefix and more, in clean components. prefix ends in "/".
 below(path, prefix) if {
 	startswith(path, prefix)
-	not contains(path, "\u0000")
-	every part in split(trim_prefix(path, prefix), "/") {
-		not part in ["", ".", ".."]
-	}
+	clean(concat("", ["/", trim_prefix(path, prefix)]))
 }
 
 below_any(path, prefixes) if {
@@ -758,19 +736,15 @@ maskable(path) if {
 
 # The volumes of this container, each with its path.
 volumes := [{"volume": v, "path": m.path, "read_only": m.read_only} |
+	workload
 	some v, volume in input.pod.volumes
 	some m in volume.mounts
-	workload
 	m.container == name
 ]
 
 volume_at := {v.path: v | some v in volumes}
 
-holds.volume_missing if {
-	every v in volumes {
-		v.path in destinations
-	}
-}
+holds.volume_missing if object.keys(volume_at) - destinations == set()
 
 # The container's mounts that are at a volume's path.
 volume_mounts := [i | some i, m in spec.Mounts; volume_at[m.destination]]
@@ -784,34 +758,34 @@ holds.volume_shadowed if {
 
 # None of the clean paths is below a volume's, or above it.
 mount_clear(paths) if {
-	not strings.any_prefix_match(paths, folders(object.keys(volume_at)))
-	not strings.any_prefix_match(object.keys(volume_at), folders(paths))
+	volume_paths := object.keys(volume_at)
+	not strings.any_prefix_match(paths, {concat("", [path, "/"]) | some path in volume_paths})
+	not strings.any_prefix_match(volume_paths, {concat("", [path, "/"]) | some path in paths})
 }
 
-folders(paths) := {concat("", [path, "/"]) | some path in paths}
-
-# The mount of a volume: at its path, a bind of exactly one storage. Which options it has is the policy's to say; the gate writes them.
-volume_mount(m) if {
-	v := volume_at[m.destination]
-	bind(m)
+# Those that are as they must be: a bind of exactly one storage. Which options it has is the policy's to say; the gate writes them.
+sealed_mounts := {i |
+	some i in volume_mounts
+	i in binds
+	m := spec.Mounts[i]
 	s := request.storages[storage_at[m.source]]
 	storage_device(s)
-	storage_group(s, input.pod.volumes[v.volume])
+	storage_group(s, input.pod.volumes[volume_at[m.destination].volume])
 }
+
+mount_points := {s.mount_point | some s in request.storages}
 
 # The storages by mount point, as long as each has its own.
 default storage_at := {}
 
 storage_at := {s.mount_point: i | some i, s in request.storages} if {
-	count(request.storages) == count({s.mount_point | some s in request.storages})
+	count(request.storages) == count(mount_points)
 }
 
 holds.volume_storage if {
 	is_array(spec.Mounts)
 	count(sealed_mounts) == count(volume_mounts)
 }
-
-sealed_mounts := {i | some i in volume_mounts; volume_mount(spec.Mounts[i])}
 
 # A disk by its driver and address, with nothing that the agent would do with it but what a volume of the policy gets anyway. Its file system
 # and options are the host's words: the gate drops the storage and goes by the policy.
@@ -838,26 +812,23 @@ disk_sources := {
 }
 
 # Where storages have a mount point in common, none is mounted (storage_at).
-storage_volume(s) if s.mount_point in mounted_storages
-
 mounted_storages := {spec.Mounts[i].source | some i in sealed_mounts}
 
 holds.storages if {
-	every s in request.storages {
-		storage_volume(s)
-	}
+	mount_points - mounted_storages == set()
 	count(request.storages) == count(attachments)
 }
 
 holds.device_twice if {
 	count(request.storages) == count(sources)
-	count(request.storages) == count({s.mount_point | some s in request.storages})
+	count(request.storages) == count(mount_points)
 }
 
-attachments := [{"volume": v.volume, "mount": i, "storage": storage_at[m.source], "read_only": v.read_only} |
+attachments := [{"volume": v.volume, "mount": i, "storage": s, "device": request.storages[s].source, "read_only": v.read_only} |
 	some i in volume_mounts
 	m := spec.Mounts[i]
 	v := volume_at[m.destination]
+	s := storage_at[m.source]
 ]
 
 # --- What is already there ----------------------------------------------------------------------------------------------------------
@@ -866,56 +837,56 @@ sources := {s.source | some s in request.storages}
 
 # One device for a volume and one volume for a device, for the life of the sandbox. A volume that nobody has may come back elsewhere: the
 # guest opens it only if the device holds what it was closed with.
-holds.device_bound if {
-	every a in attachments {
-		device_own(a)
-	}
+holds.device_bound if count(own_devices) == count(attachments)
+
+own_devices contains a if {
+	some a in attachments
+	input.state.volumes[a.volume] == a.device
 }
 
-device_own(a) if input.state.volumes[a.volume] == request.storages[a.storage].source
-
-device_own(a) if {
+own_devices contains a if {
+	some a in attachments
 	not input.state.volumes[a.volume]
-	not request.storages[a.storage].source in bound_devices
+	not a.device in bound_devices
 }
 
 bound_devices := {source | some source in input.state.volumes}
 
 # A device that the guest does not see yet is judged when it comes, by the same data: guest/internal/volume waits for it.
-holds.device_kind if {
-	every source in sources {
-		device_plain(source)
-	}
+holds.device_kind if sources - plain_devices == set()
+
+plain_devices contains source if {
+	some source in sources
+	not input.state.devices[source]
 }
 
-device_plain(source) if not input.state.devices[source]
-
-device_plain(source) if {
+plain_devices contains source if {
+	some source in sources
 	input.state.devices[source].plain == true
 	input.state.devices[source].read_only == false
 }
 
-holds.device_size if {
-	every a in attachments {
-		device_large(a)
-	}
+holds.device_size if count(large_devices) == count(attachments)
+
+large_devices contains a if {
+	some a in attachments
+	not input.state.devices[a.device]
 }
 
-device_large(a) if not input.state.devices[request.storages[a.storage].source]
-
-device_large(a) if input.state.devices[request.storages[a.storage].source].bytes >= input.pod.volumes[a.volume].size.min
+large_devices contains a if {
+	some a in attachments
+	input.state.devices[a.device].bytes >= input.pod.volumes[a.volume].size.min
+}
 
 # The agent takes a storage whose mount point it knows for one that is mounted, and does not look at it. Ours never reach it; that the
 # host cannot use a mount point to name what is there already is for those who look at both.
-holds.storage_place if {
-	every a in attachments {
-		storage_own(a, request.storages[a.storage])
-	}
-}
+holds.storage_place if count(own_places) == count(attachments)
 
-storage_own(a, s) if {
-	object.get(input.state.paths, s.mount_point, a.volume) == a.volume
+own_places contains a if {
 	taken := taken_places
+	some a in attachments
+	s := request.storages[a.storage]
+	object.get(input.state.paths, s.mount_point, a.volume) == a.volume
 	not s.mount_point in taken
 }
 
@@ -946,35 +917,35 @@ holds.copy_link if {
 
 # --- Pods without sealed_pod: what Kata makes, but for block storage -------------------------------------------------------------
 
-mount_open(m) if {
+mount_open(_, m) if {
 	m.type in ["proc", "sysfs", "devpts", "mqueue", "cgroup", "cgroup2", "tmpfs"]
 	not "bind" in m.options
 	not "rbind" in m.options
 }
 
 # Kata leaves the type of an emptyDir's mount at local.
-mount_open(m) if {
+mount_open(_, m) if {
 	m.type in ["bind", "local"]
 	some prefix in [share, "/run/kata-containers/sandbox/ephemeral/"]
 	below(m.source, prefix)
 }
 
-mount_open(m) if mount_shm(m)
+mount_open(i, _) if i in shm_mounts
 
 # Kata passes binds of the node's /sys on as they are; they show the guest's.
-mount_open(m) if {
+mount_open(_, m) if {
 	m.type == "bind"
 	m.source == "/sys"
 }
 
-mount_open(m) if {
+mount_open(_, m) if {
 	m.type == "bind"
 	below(m.source, "/sys/")
 }
 
 holds.open_mounts if {
-	every m in spec.Mounts {
-		mount_open(m)
+	every i, m in spec.Mounts {
+		mount_open(i, m)
 	}
 }
 
@@ -1034,7 +1005,7 @@ storage_share(s, pattern) if {
 
 # Kata puts several options into one string.
 storage_options(s, pattern) if {
-	count(s.driver_options) == 0
+	s.driver_options == []
 	s.fs_group == null
 	every options in s.options {
 		every option in split(options, ",") {
@@ -1047,7 +1018,7 @@ holds.sandbox_storages if {
 	every s in request.storages {
 		storage_sandbox(s)
 	}
-	count(request.storages) == count({s.mount_point | some s in request.storages})
+	count(request.storages) == count(mount_points)
 }
 
-holds.no_storages if count(request.storages) == 0
+holds.no_storages if request.storages == []

@@ -15,7 +15,9 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/open-policy-agent/opa/v1/ast"
-	"github.com/open-policy-agent/opa/v1/rego"
+	"github.com/open-policy-agent/opa/v1/storage"
+	"github.com/open-policy-agent/opa/v1/storage/inmem"
+	"github.com/open-policy-agent/opa/v1/topdown"
 )
 
 const (
@@ -58,6 +60,9 @@ func capabilities() *ast.Capabilities {
 func Load(ctx context.Context, text []byte) (*Policy, error) {
 	if len(text) > MaxText {
 		return nil, fmt.Errorf("policy: text of %d bytes is longer than %d: %w", len(text), MaxText, errdefs.ErrInvalidArgument)
+	}
+	if err := fewWords(string(text)); err != nil {
+		return nil, fmt.Errorf("policy: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	ctx, cancel := context.WithTimeout(ctx, evalLimit)
 	defer cancel()
@@ -127,7 +132,7 @@ func parseModule(text string) (*ast.Module, error) {
 		RegoVersion:  ast.RegoV1,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("policy: %s: %w", oneLine(err), errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("policy: %s: %w", OneLine(err.Error()), errdefs.ErrInvalidArgument)
 	}
 	if module.Package.Path.String() != "data.agent_policy" {
 		return nil, fmt.Errorf("policy: package must be agent_policy: %w", errdefs.ErrInvalidArgument)
@@ -137,7 +142,9 @@ func parseModule(text string) (*ast.Module, error) {
 
 // judges is the framework, ready to judge. It does not change and may be used by several goroutines at once.
 type judges struct {
-	verdict  rego.PreparedEvalQuery
+	compiler *ast.Compiler
+	verdict  ast.Body // the query for it
+	store    storage.Store
 	unjudged map[string]bool // the methods that pass whatever they say
 }
 
@@ -145,28 +152,63 @@ type judges struct {
 var prepared = sync.OnceValues(prepare)
 
 func prepare() (j judges, err error) {
-	ctx := context.Background()
-	compiler, err := ast.CompileModulesWithOpt(map[string]string{"framework.rego": framework}, ast.CompileOpts{
+	j.compiler, err = ast.CompileModulesWithOpt(map[string]string{"framework.rego": framework}, ast.CompileOpts{
 		ParserOptions: ast.ParserOptions{Capabilities: capabilities(), RegoVersion: ast.RegoV1},
 	})
 	if err != nil {
 		return j, fmt.Errorf("policy: framework: %w", err)
 	}
-	ask := func(rule string) *rego.Rego {
-		return rego.New(rego.Compiler(compiler), rego.StrictBuiltinErrors(true), rego.Query("answer := data.sealvol."+rule))
+	j.store = inmem.New()
+	if j.verdict, err = valueOf(j.compiler, "sealvol", "verdict"); err != nil {
+		return j, fmt.Errorf("policy: framework: %w", err)
 	}
-	results, err := ask("unjudged").Eval(ctx)
+	query, err := valueOf(j.compiler, "sealvol", "unjudged")
 	if err != nil {
 		return j, fmt.Errorf("policy: framework: %w", err)
 	}
-	j.unjudged = map[string]bool{}
-	for _, method := range results[0].Bindings["answer"].([]any) {
-		j.unjudged[method.(string)] = true
-	}
-	if j.verdict, err = ask("verdict").PrepareForEval(ctx); err != nil {
+	value, err := j.eval(context.Background(), query, nil)
+	if err != nil {
 		return j, fmt.Errorf("policy: framework: %w", err)
 	}
+	var methods []string
+	if err := decode(value, &methods); err != nil {
+		return j, fmt.Errorf("policy: framework: %w", err)
+	}
+	j.unjudged = map[string]bool{}
+	for _, method := range methods {
+		j.unjudged[method] = true
+	}
 	return j, nil
+}
+
+// valueOf is a query for the value of a rule, which it binds to the variable answer.
+func valueOf(compiler *ast.Compiler, pkg, rule string) (ast.Body, error) {
+	return compiler.QueryCompiler().Compile(ast.NewBody(ast.Equality.Expr(
+		ast.VarTerm("answer"), ast.RefTerm(ast.DefaultRootDocument, ast.StringTerm(pkg), ast.StringTerm(rule)),
+	)))
+}
+
+// eval returns the answer to a query, nil if there is none. It ends with ctx.
+func (j judges) eval(ctx context.Context, query ast.Body, input *ast.Term) (ast.Value, error) {
+	txn, err := j.store.NewTransaction(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer j.store.Abort(ctx, txn)
+	cancel := topdown.NewCancel()
+	defer context.AfterFunc(ctx, cancel.Cancel)()
+	results, err := topdown.NewQuery(query).
+		WithCompiler(j.compiler).
+		WithStore(j.store).
+		WithTransaction(txn).
+		WithStrictBuiltinErrors(true).
+		WithCancel(cancel).
+		WithInput(input).
+		Run(ctx)
+	if err != nil || len(results) == 0 {
+		return nil, err
+	}
+	return results[0][ast.Var("answer")].Value, nil
 }
 
 // Default is the policy of a pod that brings none: any container, no volume, no block storage.
@@ -178,14 +220,15 @@ func Default() *Policy {
 	return p
 }
 
-// oneLine makes an error of the interpreter fit for a one-line message; it can hold pieces of the text.
-func oneLine(err error) string {
+// OneLine makes a text with foreign pieces in it, such as an error of a parser's, fit for a message of one line, which the host sees:
+// printable, each white space a single blank, and cut where it is long.
+func OneLine(text string) string {
 	s := strings.Map(func(r rune) rune {
 		if r == utf8.RuneError || !unicode.IsPrint(r) && !unicode.IsSpace(r) {
 			return '?'
 		}
 		return r
-	}, err.Error())
+	}, text)
 	s = strings.Join(strings.Fields(s), " ")
 	if len(s) > 300 {
 		s = strings.ToValidUTF8(s[:300], "") + "..."

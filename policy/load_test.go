@@ -144,6 +144,10 @@ func TestLoadRefuses(t *testing.T) {
 		wants string // piece of the message
 	}{
 		"a text that is too long":            {[]byte("package agent_policy\n" + strings.Repeat("#", MaxText)), "longer than"},
+		"a text of many numbers":             {[]byte("package agent_policy\nx := [" + strings.Repeat("0,", maxWords) + "0]\n"), "more than 100000 words"},
+		"a text of many empty texts":         {[]byte("package agent_policy\nx := [" + strings.Repeat(`"",`, maxWords/2) + "0]\n"), "more than 100000 words"},
+		"a text of many brackets":            {[]byte("package agent_policy\nx := [" + strings.Repeat("[],", maxWords) + "0]\n"), "more than 100000 words"},
+		"a text of many comments":            {[]byte("package agent_policy\n" + strings.Repeat("#\n", maxWords)), "more than 100000 words"},
 		"no Rego":                            {[]byte("{}"), "policy.rego"},
 		"an empty text":                      {nil, "empty"},
 		"bytes that are no text":             {[]byte("package agent_policy\n\xff"), "policy.rego"},

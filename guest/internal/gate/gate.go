@@ -42,6 +42,7 @@ type Policy interface {
 	AgentText() []byte
 	Containers() map[string]policy.Container
 	Volumes() map[string]policy.Volume
+	Judges(rpc string) bool
 	Decide(ctx context.Context, rpc string, req proto.Message, state policy.State) (policy.Decision, error)
 }
 
@@ -341,9 +342,13 @@ func (g *Gate) stateLocked() policy.State {
 	return state
 }
 
-// allow asks the policy in force about a request.
+// allow asks the policy in force about a request. What only passes, each piece of a container's output say, costs no more than a look-up.
 func (g *Gate) allow(ctx context.Context, name string, req proto.Message) error {
 	g.mu.Lock()
+	if !g.policy.Judges(name) {
+		g.mu.Unlock()
+		return nil
+	}
 	pol, state := g.policy, g.stateLocked()
 	g.mu.Unlock()
 	_, err := pol.Decide(ctx, name, req, state)

@@ -290,6 +290,8 @@ func (p fakePolicy) Volumes() map[string]policy.Volume {
 	return map[string]policy.Volume{"data": mount("/data", false), "more": mount("/more", true)}
 }
 
+func (p fakePolicy) Judges(string) bool { return true }
+
 func (p fakePolicy) Decide(_ context.Context, rpc string, req proto.Message, state policy.State) (policy.Decision, error) {
 	if err := p.deny[rpc]; err != nil {
 		return policy.Decision{}, err

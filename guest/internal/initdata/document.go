@@ -15,8 +15,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
-	"unicode"
 
 	"github.com/containerd/errdefs"
 	"github.com/pelletier/go-toml/v2"
@@ -112,22 +110,5 @@ func (d *Document) Bound(launchData []byte) error {
 }
 
 func malformed(format string, args ...any) error {
-	return fmt.Errorf("init-data: %s: %w", oneLine(fmt.Sprintf(format, args...)), errdefs.ErrInvalidArgument)
-}
-
-// oneLine makes text that holds pieces of the document fit for the host's eyes.
-func oneLine(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if unicode.IsSpace(r) {
-			return ' '
-		}
-		if !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, s)
-	if len(s) > 300 {
-		s = strings.ToValidUTF8(s[:300], "") + "..."
-	}
-	return s
+	return fmt.Errorf("init-data: %s: %w", policy.OneLine(fmt.Sprintf(format, args...)), errdefs.ErrInvalidArgument)
 }
