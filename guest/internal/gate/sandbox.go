@@ -26,7 +26,7 @@ func (g *Gate) setPolicy(ctx context.Context, req *agent.SetPolicyRequest) (prot
 	if err := g.beforeSandbox("SetPolicy"); err != nil {
 		return nil, err
 	}
-	if g.Origin.bound() {
+	if g.Origin.Fixed {
 		return &emptypb.Empty{}, g.confirm(ctx, req.Policy)
 	}
 	pol, err := g.Load(ctx, []byte(req.Policy))
@@ -79,7 +79,7 @@ func (g *Gate) createSandbox(ctx context.Context, req *agent.CreateSandboxReques
 	if err := g.Inspect(); err != nil {
 		return nil, err
 	}
-	if g.Origin.bound() {
+	if g.Origin.Text != "" {
 		if err := g.tellAgent(ctx); err != nil {
 			return nil, err
 		}
