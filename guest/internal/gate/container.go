@@ -37,7 +37,8 @@ func (g *Gate) createContainer(ctx context.Context, req *agent.CreateContainerRe
 	if err != nil {
 		return nil, err
 	}
-	state.Devices = g.devices(req.Storages)
+	// A request with more storages than the policy has volumes is denied, whatever disks they are.
+	state.Devices = g.devices(req.Storages[:min(len(req.Storages), len(pol.Volumes()))])
 	dec, err := pol.Decide(ctx, "CreateContainer", req, state)
 	if err != nil {
 		return nil, err
