@@ -3,7 +3,6 @@
 package node
 
 import (
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -54,7 +53,7 @@ func (p *player) mutatedRequests(t *testing.T) {
 		t.Fatalf("the request that is changed must be permitted as it is: %v", err)
 	}
 	stride := 15
-	if os.Getenv("SEALVOL_ATTACK") == "all" {
+	if everything() {
 		stride = 1
 	}
 	list := mutation.Harmless()
