@@ -39,8 +39,8 @@ func startPolicy(ctx context.Context, cfg config, log *slog.Logger) (attester, *
 		log.Error("no policy, so nothing is accepted", "error", err)
 		return t, policy.Default(), gate.Origin{Source: gate.FromImage, Refused: err}
 	}
-	log.Info("policy in force", "source", from.Source, "digest", p.Digest(), "sealed", p.Sealed(), "fixed", from.Text != "")
-	if from.Text == "" {
+	log.Info("policy in force", "source", from.Source, "digest", p.Digest(), "sealed", p.Sealed(), "fixed", from.Fixed)
+	if !from.Fixed {
 		log.Warn("the host may bring a policy of its own (SetPolicy), which nothing binds to the guest's measurement")
 	}
 	return t, p, from
@@ -83,16 +83,10 @@ func origin(ctx context.Context, cfg config, t attester, find func() (*initdata.
 	if t != nil && t.Provider() == receipt.Insecure {
 		o.Warnings = append(o.Warnings, "a test double stands for the TEE: nothing is attested")
 	}
-	text := o.Text
-	if text == "" {
-		if cfg.Policy == "" {
-			return policy.Default(), o, nil
-		}
-		if text, err = imageText(cfg.Policy); err != nil {
-			return nil, gate.Origin{}, err
-		}
+	if o.Text == "" {
+		return policy.Default(), o, nil
 	}
-	p, err := policy.Load(ctx, []byte(text))
+	p, err := policy.Load(ctx, []byte(o.Text))
 	if err != nil {
 		return nil, gate.Origin{}, fmt.Errorf("the policy of the %s: %w", o.Source, err)
 	}
@@ -107,7 +101,7 @@ func choose(cfg config, document *initdata.Document) (o gate.Origin, err error) 
 		given = document.Policy
 	}
 	if cfg.PolicySource == sourceImage {
-		o.Source = gate.FromImage
+		o.Source, o.Fixed = gate.FromImage, true
 		if o.Text, err = imageText(cfg.Policy); err != nil {
 			return o, err
 		}
@@ -117,7 +111,7 @@ func choose(cfg config, document *initdata.Document) (o gate.Origin, err error) 
 		return o, nil
 	}
 	if given != "" {
-		o.Source, o.Text = gate.FromInitData, given
+		o.Source, o.Text, o.Fixed = gate.FromInitData, given, true
 		return o, nil
 	}
 	if cfg.PolicySource == sourceInitData {
@@ -125,7 +119,10 @@ func choose(cfg config, document *initdata.Document) (o gate.Origin, err error) 
 			sourceInitData, errdefs.ErrFailedPrecondition)
 	}
 	o.Source = gate.FromImage
-	return o, nil
+	if cfg.Policy != "" {
+		o.Text, err = imageText(cfg.Policy)
+	}
+	return o, err
 }
 
 // boundDocument finds the document that the TEE reports; nil: it reports none, and there is none.

@@ -111,8 +111,8 @@ func TestOriginOfThePolicy(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if o.Source != c.from || p.Digest() != sum(c.text) || (o.Text != "") != c.fixed || c.fixed && o.Text != c.text {
-				t.Errorf("%s with digest %s, only %q; want %s with %q", o.Source, p.Digest(), o.Text, c.from, c.text)
+			if o.Source != c.from || p.Digest() != sum(c.text) || o.Fixed != c.fixed || o.Text != c.text && c.text != none {
+				t.Errorf("%s with digest %s, %q, fixed: %t; want %s with %q, fixed: %t", o.Source, p.Digest(), o.Text, o.Fixed, c.from, c.text, c.fixed)
 			}
 			if d, _ := c.find(); d != nil && o.InitData.GetDigest() != hex.EncodeToString(d.Digest) || d == nil && o.InitData != nil {
 				t.Errorf("init-data %v", o.InitData)

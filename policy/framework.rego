@@ -143,7 +143,7 @@ reasons := {
 	"resources": "the limits name {}, which is no size, list of processors or class; the runtime must not change them",
 	"rootfs": "its root file system {} is not where Kata puts it; use a file system shared by virtio-fs or 9p",
 	"sandbox_storages": "storage {} is neither Kata's share nor its shared memory; remove it from Kata's configuration",
-	"seccomp": "its seccomp profile makes system calls seem to succeed; use the runtime's default profile",
+	"seccomp": "its seccomp profile does more than refuse system calls with EPERM or ENOSYS; use the runtime's default profile",
 	"shared_mounts": "mounts shared between containers bypass the policy; remove them",
 	"spec": "its specification has no process, root or linux section; the runtime must send a whole one",
 	"stdio_ports": "standard I/O over ports of its own is not supported; set use_passfd_io to false in Kata's configuration",
@@ -443,8 +443,9 @@ holds.working_directory if {
 	not startswith(concat("", [process.Cwd, "/"]), "/proc/")
 }
 
-# A profile may only refuse. One that has system calls succeed without being made, by the errno 0, makes a program believe that its data
-# is on the disk; others hand them to a process of the host's choice. The errno is cut to 16 bits on its way into the kernel.
+# A profile may only refuse, in the words of the runtimes' own profiles, EPERM and ENOSYS. One that has system calls succeed without being
+# made, by the errno 0, makes a program believe that its data is on the disk, and so do errors that programs pass over, such as fsync's
+# EINVAL; others hand them to a process of the host's choice.
 holds.seccomp if spec.Linux.Seccomp == null
 
 holds.seccomp if {
@@ -452,9 +453,7 @@ holds.seccomp if {
 	spec.Linux.Seccomp.Flags == []
 	every syscall in spec.Linux.Seccomp.Syscalls {
 		syscall.Action in seccomp_actions
-		errno := object.get(syscall, "errnoret", 1)
-		errno > 0
-		errno < 4096
+		object.get(syscall, "errnoret", 1) in {1, 38}
 	}
 }
 

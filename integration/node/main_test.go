@@ -58,7 +58,11 @@ type scene struct {
 
 func newScene(t *testing.T) *scene {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
+	limit := 8 * time.Minute
+	if everything() {
+		limit = 25 * time.Minute
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	t.Cleanup(cancel)
 	before, err := theNode.Residue(ctx)
 	if err != nil {
@@ -85,6 +89,9 @@ func newScene(t *testing.T) *scene {
 	})
 	return &scene{T: t, ctx: ctx, node: theNode}
 }
+
+// everything says that generated tables are to be played whole (make test-node KINDS=all).
+func everything() bool { return os.Getenv("SEALVOL_ATTACK") == "all" }
 
 func lastLines(text string, n int) string {
 	lines := strings.Split(strings.TrimSpace(text), "\n")

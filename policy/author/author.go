@@ -118,10 +118,15 @@ func annotate(ctx context.Context, manifest []byte, options Options) (Result, er
 
 	var result Result
 	var refusals []error
+	var unknown []string
 	edits := map[*document][]change{}
 	used := map[string]bool{}
 	for _, o := range objects {
 		if o.template == nil {
+			if at := podSpec(o.value); at != nil {
+				unknown = append(unknown, o.name())
+				result.Warnings = append(result.Warnings, fmt.Sprintf("%s: has a pod's specification (%s) and is of a kind that is not known here; its pods get no policy", o.name(), at))
+			}
 			continue
 		}
 		pod, warnings, err := writePod(ctx, o, claims, options, used)
@@ -141,8 +146,12 @@ func annotate(ctx context.Context, manifest []byte, options Options) (Result, er
 		return Result{}, err
 	}
 	if len(result.Pods) == 0 {
-		return Result{}, fmt.Errorf("no pod here uses a sealed volume, so there is nothing to write: "+
-			"give a volume the storage class %s, or name yours with --class: %w", strings.Join(options.classes(), " or "), errdefs.ErrNotFound)
+		passed := ""
+		if len(unknown) > 0 {
+			passed = " (not looked at, for its kind is not known here: " + strings.Join(unknown, ", ") + ")"
+		}
+		return Result{}, fmt.Errorf("no pod here uses a sealed volume, so there is nothing to write%s: "+
+			"give a volume the storage class %s, or name yours with --class: %w", passed, strings.Join(options.classes(), " or "), errdefs.ErrNotFound)
 	}
 	result.Manifest, err = rewrite(manifest, documents, edits)
 	return result, err

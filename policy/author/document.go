@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -268,6 +270,31 @@ func (d *document) objectsAt(at fieldPath, value map[string]any) ([]object, erro
 		objects = append(objects, found...)
 	}
 	return objects, nil
+}
+
+// podSpec finds what looks like a pod's specification in an object of any kind: a list of containers with images. It is nil if there is none.
+func podSpec(value any) fieldPath {
+	switch value := value.(type) {
+	case map[string]any:
+		containers, _ := value["containers"].([]any)
+		for _, c := range containers {
+			if c, ok := c.(map[string]any); ok && c["image"] != nil {
+				return fieldPath{}
+			}
+		}
+		for _, key := range slices.Sorted(maps.Keys(value)) {
+			if at := podSpec(value[key]); at != nil {
+				return append(fieldPath{key}, at...)
+			}
+		}
+	case []any:
+		for i, entry := range value {
+			if at := podSpec(entry); at != nil {
+				return append(fieldPath{i}, at...)
+			}
+		}
+	}
+	return nil
 }
 
 // name is the object's kind and name, and its place where it has none.

@@ -171,3 +171,59 @@ func TestAPolicyWithoutItsVolumesIsToldOf(t *testing.T) {
 		t.Errorf("the pod would not start, got %v, %q", err, result.Warnings)
 	}
 }
+
+// A pod of a kind that the tool does not know would run without a policy, and its author would not know why.
+func TestPodsOfUnknownKindsAreToldOf(t *testing.T) {
+	t.Parallel()
+	const rollout = `---
+apiVersion: argoproj.io/v1alpha1
+kind: Rollout
+metadata: {name: other}
+spec:
+  template:
+    spec:
+      containers: [{name: c, image: i}]
+`
+	const config = `---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: text}
+data: {containers: "[{image: i}]"}
+`
+	result, err := Annotate(t.Context(), []byte(sealedManifest+rollout+config), Options{})
+	if err != nil || len(result.Warnings) != 1 || !strings.Contains(result.Warnings[0], "Rollout/other: has a pod's specification (spec.template.spec)") {
+		t.Errorf("want a warning for the Rollout alone, got %q, %v", result.Warnings, err)
+	}
+	_, err = Annotate(t.Context(), []byte(rollout), Options{})
+	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "its kind is not known here: Rollout/other") {
+		t.Errorf("the error must name what was passed over, got %v", err)
+	}
+}
+
+// Kubernetes takes the StatefulSet's template for the volume, whatever the pod's own says.
+func TestAVolumeAndAClaimTemplateOfOneNameAreRefused(t *testing.T) {
+	t.Parallel()
+	const manifest = `apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: s}
+spec:
+  template:
+    spec:
+      runtimeClassName: kata
+      containers: [{name: c, image: i, command: [run], volumeMounts: [{name: v, mountPath: /v}]}]
+      volumes: [{name: v, VOLUME}]
+  volumeClaimTemplates:
+  - {metadata: {name: v, annotations: {ANNOTATION}}, spec: {storageClassName: other, resources: {requests: {storage: 1Mi}}}}
+`
+	for name, c := range map[string][2]string{
+		"the pod's own would be sealed": {"ephemeral: {volumeClaimTemplate: {spec: {storageClassName: coco-local-csi, resources: {requests: {storage: 1Mi}}}}}", ""},
+		"the template's would be":       {"emptyDir: {}", `volume.sealvol.io/v: '{"mode": "ephemeral"}'`},
+		"both would be": {"ephemeral: {volumeClaimTemplate: {spec: {storageClassName: coco-local-csi, resources: {requests: {storage: 1Mi}}}}}",
+			`volume.sealvol.io/v: '{"mode": "ephemeral"}'`},
+	} {
+		_, err := Annotate(t.Context(), []byte(strings.NewReplacer("VOLUME", c[0], "ANNOTATION", c[1]).Replace(manifest)), Options{})
+		if !errdefs.IsInvalidArgument(err) || strings.Count(err.Error(), "another volume of the pod is called so too") != 1 {
+			t.Errorf("%s: want one refusal, got %v", name, err)
+		}
+	}
+}

@@ -179,10 +179,19 @@ func findVolumes(r *report, o object, template podTemplate, claims claims, optio
 	for _, t := range f.claimTemplates(o) {
 		pod = append(pod[:len(pod):len(pod)], t)
 	}
+	named := map[string]int{}
+	for _, v := range pod {
+		named[v.Name]++
+	}
 	var volumes []volume
 	for _, v := range pod {
 		sealed, ok := f.find(v)
 		if !ok {
+			continue
+		}
+		if named[v.Name] > 1 { // told once
+			delete(named, v.Name)
+			r.refuse(errdefs.ErrInvalidArgument, "volume %q: another volume of the pod is called so too, and Kubernetes takes one of them (a StatefulSet's volumeClaimTemplates go before volumes); rename one", v.Name)
 			continue
 		}
 		if slices.ContainsFunc(volumes, func(other volume) bool { return other.name == sealed.name }) {
@@ -237,11 +246,11 @@ func (f *finder) find(v corev1.Volume) (volume, bool) {
 
 // ephemeral is a volume whose claim is made with the pod and goes with it.
 func (f *finder) ephemeral(v corev1.Volume) (volume, bool) {
-	spec := &v.Ephemeral.VolumeClaimTemplate.Spec
-	if _, raw := f.raw(v.Name); raw == "" && !f.ofClass(spec) {
+	template := v.Ephemeral.VolumeClaimTemplate
+	if _, raw := f.raw(v.Name); raw == "" && !f.ofClass(template.Annotations, template.Spec) {
 		return volume{}, false
 	}
-	return f.ofClaim(v.Name, spec, false), true
+	return f.ofClaim(v.Name, &template.Spec, false), true
 }
 
 // inline is a volume that our driver makes with the pod, of the size that its attributes say.
@@ -287,7 +296,7 @@ func (f *finder) claimed(v corev1.Volume) (volume, bool) {
 	switch {
 	case onClaim || onPod || raw != "":
 		return f.ofClaim(v.Name, spec, v.PersistentVolumeClaim.ReadOnly), true
-	case named || here && f.ofClass(spec):
+	case named || here && f.ofClass(c.Metadata.Annotations, c.Spec):
 		f.refuse(errdefs.ErrFailedPrecondition, "%s: its claim outlives the pod, and persistent volumes come later; use an ephemeral volumeClaimTemplate, "+
 			`or say with the annotation %s%s: '{"mode": "ephemeral"}' on the claim that its data goes with the pod`, field, volumePrefix, or(c.Metadata.Name, v.Name))
 	case !here:
@@ -326,9 +335,14 @@ func (f *finder) ofClaim(name string, spec *corev1.PersistentVolumeClaimSpec, re
 	return sealed
 }
 
-// ofClass reports whether a claim has one of the sealed classes.
-func (f *finder) ofClass(spec *corev1.PersistentVolumeClaimSpec) bool {
-	return spec.StorageClassName != nil && slices.Contains(f.options.classes(), *spec.StorageClassName)
+// ofClass reports whether a claim has one of the sealed classes. Its class is what the old annotation says, if it is there, as for
+// Kubernetes (k8s.io/component-helpers/storage/volume, GetPersistentVolumeClaimClass).
+func (f *finder) ofClass(annotations map[string]string, spec corev1.PersistentVolumeClaimSpec) bool {
+	class, old := annotations[corev1.BetaStorageClassAnnotation]
+	if !old && spec.StorageClassName != nil {
+		class = *spec.StorageClassName
+	}
+	return slices.Contains(f.options.classes(), class)
 }
 
 // raw is the request for one of the devices that containers make of a volume.

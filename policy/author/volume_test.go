@@ -218,3 +218,18 @@ func TestEmptyDirsAreSealedOnRequest(t *testing.T) {
 		})
 	}
 }
+
+// Kubernetes goes by the old annotation before the field.
+func TestAClassByTheOldAnnotation(t *testing.T) {
+	t.Parallel()
+	const field = "spec: {storageClassName: coco-local-csi, "
+	annotation := func(class, rest string) []byte {
+		return with(t, field, "metadata: {annotations: {volume.beta.kubernetes.io/storage-class: "+class+"}}, "+rest)
+	}
+	if result, err := Annotate(t.Context(), annotation("coco-local-csi", "spec: {"), Options{}); err != nil || len(result.Pods) != 1 {
+		t.Errorf("the volume is of the class, got %v, %v", result.Pods, err)
+	}
+	if _, err := Annotate(t.Context(), annotation("other", field), Options{}); !errdefs.IsNotFound(err) {
+		t.Errorf("the volume is of another class, got %v", err)
+	}
+}

@@ -22,6 +22,8 @@ type Mutation struct {
 	Change string
 	// Message is a changed copy.
 	Message proto.Message
+
+	original proto.Message
 }
 
 func (m Mutation) String() string { return m.Path + " " + m.Change }
@@ -98,7 +100,7 @@ func (w *walker) change(path []step, at, what string, do func(m protoreflect.Mes
 	if proto.Equal(changed, w.original) {
 		return
 	}
-	w.stopped = !w.yield(Mutation{Path: at, Change: what, Message: changed})
+	w.stopped = !w.yield(Mutation{Path: at, Change: what, Message: changed, original: w.original})
 }
 
 func with(path []step, s step) []step { return append(slices.Clone(path), s) }

@@ -37,7 +37,8 @@ func (g *Gate) createContainer(ctx context.Context, req *agent.CreateContainerRe
 	if err != nil {
 		return nil, err
 	}
-	state.Devices = g.devices(req.Storages)
+	// A request with more storages than the policy has volumes is denied, whatever disks they are.
+	state.Devices = g.devices(req.Storages[:min(len(req.Storages), len(pol.Volumes()))])
 	dec, err := pol.Decide(ctx, "CreateContainer", req, state)
 	if err != nil {
 		return nil, err
@@ -182,7 +183,7 @@ func (g *Gate) place(ctx context.Context, c *container, volumes []attachment, re
 		m := req.OCI.Mounts[v.Mount]
 		m.Source, m.Type, m.Options = dir, "bind", mountOptions(v.spec.Options, v.ReadOnly)
 	}
-	g.dropStorages(c, volumes, req)
+	g.dropStorages(volumes, req)
 	_, err = g.forward(ctx, "CreateContainer", req)
 	return true, err
 }
@@ -204,14 +205,14 @@ func mountOptions(policyOptions []policy.Option, readOnly bool) []string {
 
 // dropStorages takes the volumes' storages out of the request, since the agent must not
 // touch the devices, and remembers where Kata believes them mounted.
-func (g *Gate) dropStorages(c *container, volumes []attachment, req *agent.CreateContainerRequest) {
+func (g *Gate) dropStorages(volumes []attachment, req *agent.CreateContainerRequest) {
 	drop := map[*agent.Storage]bool{}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, v := range volumes {
 		s := req.Storages[v.Storage]
 		drop[s] = true
-		g.storages[s.MountPoint] = use{volume: v.Volume, container: c.id, path: req.OCI.Mounts[v.Mount].Destination}
+		g.storages[s.MountPoint] = v.Volume
 	}
 	req.Storages = slices.DeleteFunc(req.Storages, func(s *agent.Storage) bool { return drop[s] })
 }
@@ -267,7 +268,7 @@ func (g *Gate) forgetPaths() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	disks := g.Volumes.Disks()
-	maps.DeleteFunc(g.storages, func(_ string, u use) bool { _, ok := disks[u.volume]; return !ok })
+	maps.DeleteFunc(g.storages, func(_, volume string) bool { _, ok := disks[volume]; return !ok })
 }
 
 // startContainer lets a container run that has the policy's volumes at the policy's paths,

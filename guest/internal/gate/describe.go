@@ -21,7 +21,7 @@ func (g *Gate) Describe() (*sealvolv1.Policy, []string) {
 	if g.Origin.Refused != nil {
 		warnings = append(warnings, "nothing is accepted: "+g.Origin.Refused.Error())
 	}
-	if g.phase == fresh && !g.policyTaken && !g.Origin.bound() {
+	if g.phase == fresh && !g.policyTaken && !g.Origin.Fixed {
 		described.InForce = false
 		warnings = append(warnings, "the host may still bring another policy (SetPolicy), until the sandbox is made")
 	}

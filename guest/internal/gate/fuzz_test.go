@@ -38,7 +38,7 @@ func FuzzCreateContainer(f *testing.F) {
 	seed(func(r *agent.CreateContainerRequest) { r.ProtoReflect().SetUnknown(unknownField()) })
 	seed(func(r *agent.CreateContainerRequest) { r.Storages[0].ProtoReflect().SetUnknown([]byte(sharedTrue)) })
 	pol := fakePolicy{}
-	g := &Gate{methods: methods(), storages: map[string]use{}}
+	g := &Gate{methods: methods(), storages: map[string]string{}}
 	f.Fuzz(func(t *testing.T, payload []byte) {
 		m, msg, _, err := g.parse(payload)
 		if err != nil || m.name != "CreateContainer" {
@@ -63,7 +63,7 @@ func FuzzCreateContainer(f *testing.F) {
 			return
 		}
 		mounts := len(req.OCI.GetMounts())
-		g.dropStorages(&container{id: req.ContainerId}, all, req)
+		g.dropStorages(all, req)
 		if len(req.Storages) != 0 || len(req.OCI.GetMounts()) != mounts {
 			t.Errorf("left for the agent: %v", req.Storages)
 		}

@@ -17,6 +17,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -151,7 +152,7 @@ type Gate struct {
 	shared      bool  // the sandbox has a file system that the host serves
 	poison      error // why nothing but the end of containers and sandbox is done any more
 	containers  map[string]*container
-	storages    map[string]use // by the mount point that Kata chose for a volume
+	storages    map[string]string // volumes, by the mount point that Kata chose for them
 }
 
 // container is one container of the sandbox. An id that was used once stays.
@@ -175,9 +176,6 @@ func (s containerState) String() string {
 	return [...]string{"being created", "created", "started", "removed"}[s]
 }
 
-// use is a volume at its path in a container.
-type use struct{ volume, container, path string }
-
 const wholePath = 1 << 30
 
 // New connects to the agent. The caller must Close the gate.
@@ -195,7 +193,7 @@ func New(ctx context.Context, cfg Config) (*Gate, error) {
 		settle:     settleTimeout,
 		policy:     cfg.Default,
 		containers: map[string]*container{},
-		storages:   map[string]use{},
+		storages:   map[string]string{},
 	}
 	g.work, g.stop = context.WithCancel(context.WithoutCancel(ctx))
 	return g, nil
@@ -336,9 +334,7 @@ func (g *Gate) stateLocked() policy.State {
 	for volume, address := range g.Volumes.Disks() {
 		state.Volumes[volume] = address.Source()
 	}
-	for path, u := range g.storages {
-		state.Paths[path] = u.volume
-	}
+	maps.Copy(state.Paths, g.storages)
 	return state
 }
 

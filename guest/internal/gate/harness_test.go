@@ -231,6 +231,7 @@ type fakeNamespaces struct {
 	wrong error
 	want  []mountns.Mount
 	check func()
+	blind map[string]bool // containers that see no volume
 }
 
 // hang puts a function into the way of Check.
@@ -262,11 +263,14 @@ func (n *fakeNamespaces) Check(_ string, want []mountns.Mount) error {
 	return n.wrong
 }
 
-func (n *fakeNamespaces) Usage(string, mountns.Mount) (space, inodes mountns.Usage, err error) {
+func (n *fakeNamespaces) Usage(container string, _ mountns.Mount) (space, inodes mountns.Usage, err error) {
+	if n.blind[container] {
+		return space, inodes, fmt.Errorf("no process of container %s has it: %w", container, errdefs.ErrNotFound)
+	}
 	return mountns.Usage{Total: 10, Used: 4, Available: 6}, mountns.Usage{Total: 3, Used: 1, Available: 2}, nil
 }
 
-// fakePolicy seals one pod: "app" with the volume "data" at /data, and whatever else by name.
+// fakePolicy seals one pod: "app" and "beside" with the volume "data" at /data, and whatever else by name.
 // Each storage of a container is the volume with its index.
 type fakePolicy struct {
 	text string
@@ -284,7 +288,7 @@ func (p fakePolicy) Volumes() map[string]policy.Volume {
 	mount := func(path string, readOnly bool) policy.Volume {
 		return policy.Volume{
 			Options: []policy.Option{policy.NoSUID, policy.NoDev, policy.LazyTime},
-			Mounts:  []policy.Mount{{Container: "app", Path: path, ReadOnly: readOnly}},
+			Mounts:  []policy.Mount{{Container: "app", Path: path, ReadOnly: readOnly}, {Container: "beside", Path: path, ReadOnly: readOnly}},
 		}
 	}
 	return map[string]policy.Volume{"data": mount("/data", false), "more": mount("/more", true)}

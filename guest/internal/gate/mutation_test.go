@@ -27,7 +27,7 @@ func TestMutatedRequestsSealNothingUnlessTheyAreAllowed(t *testing.T) {
 	for m := range mutation.All(sealedCreate()) {
 		// As if the container before had never been: an id is taken once.
 		h.gate.mu.Lock()
-		h.gate.containers, h.gate.storages = map[string]*container{}, map[string]use{}
+		h.gate.containers, h.gate.storages = map[string]*container{}, map[string]string{}
 		h.gate.mu.Unlock()
 		h.forget()
 		_, err := h.host.CreateContainer(ctx, m.Message.(*agent.CreateContainerRequest))

@@ -21,8 +21,10 @@ const (
 type Origin struct {
 	// Source is FromInitData or FromImage.
 	Source string
-	// Text is the only text that SetPolicy may bring, that of Config.Default. "": it may bring any, once.
+	// Text is that of Config.Default; "" for the guest's own, which is not the agent's business.
 	Text string
+	// Fixed says that SetPolicy may bring no text but that. Otherwise it may bring any, once.
+	Fixed bool
 	// InitData is the document that the guest was launched with; nil: none.
 	InitData *sealvolv1.InitData
 	// Refused is why nothing is accepted at all, fit for the host's eyes. It is nil otherwise.
@@ -30,9 +32,6 @@ type Origin struct {
 	// Warnings are what weakens this, a line each.
 	Warnings []string
 }
-
-// bound reports whether the policy is in force from the beginning and stays so.
-func (o Origin) bound() bool { return o.Text != "" }
 
 // confirm answers a SetPolicy that can change nothing: Kata's shim sends one whenever the pod has the annotation, whatever else the
 // guest knows.
@@ -44,7 +43,8 @@ func (g *Gate) confirm(ctx context.Context, text string) error {
 	return g.tellAgent(ctx)
 }
 
-// tellAgent gives the agent the policy that is in force from the beginning, once. The caller holds the paths whole.
+// tellAgent gives the agent the policy that is in force from the beginning, once, unless it has another by SetPolicy. The caller holds the
+// paths whole.
 func (g *Gate) tellAgent(ctx context.Context) error {
 	g.mu.Lock()
 	pol, told := g.policy, g.policySent

@@ -19,7 +19,7 @@ import (
 func bound(source string) option {
 	return func(c *Config) {
 		c.Default = fakePolicy{text: "authors"}
-		c.Origin = Origin{Source: source, Text: "authors", InitData: &sealvolv1.InitData{Algorithm: "sha384", Digest: "d"}}
+		c.Origin = Origin{Source: source, Text: "authors", Fixed: true, InitData: &sealvolv1.InitData{Algorithm: "sha384", Digest: "d"}}
 		c.Load = func(context.Context, []byte) (Policy, error) {
 			return nil, fmt.Errorf("the host's text was loaded: %w", errdefs.ErrInternal)
 		}
@@ -54,6 +54,32 @@ func TestBoundPolicyNeedsNoSetPolicy(t *testing.T) {
 		}
 		h.wantInForce(source, "digest of authors")
 	}
+}
+
+// The image's policy is in force as long as the host has brought none, so the agent must not judge by one of its own.
+func TestAgentIsToldTheImagesPolicyThatTheHostDidNotReplace(t *testing.T) {
+	t.Parallel()
+	image := func(c *Config) {
+		c.Default, c.Origin = fakePolicy{text: "images"}, Origin{Source: FromImage, Text: "images"}
+	}
+	h := start(t, image).sandbox()
+	h.wantJournal("agent SetPolicy", "agent CreateSandbox")
+	if got := h.agent.last("SetPolicy").(*agent.SetPolicyRequest).Policy; got != "for the agent: images" {
+		t.Errorf("the agent got %q", got)
+	}
+	h.wantInForce(FromImage, "digest of images")
+
+	h = start(t, image)
+	must(t, h.setPolicy("hosts"))
+	h.sandbox()
+	h.wantJournal("agent SetPolicy", "agent CreateSandbox")
+	if got := h.agent.last("SetPolicy").(*agent.SetPolicyRequest).Policy; got != "for the agent: hosts" {
+		t.Errorf("the agent got %q", got)
+	}
+	h.wantInForce(FromSetPolicy, "digest of hosts")
+
+	h = start(t).sandbox() // the guest's own policy
+	h.wantJournal("agent CreateSandbox")
 }
 
 // Kata sends SetPolicy when the pod has the annotation, so a pod that has both must still start.

@@ -7,12 +7,14 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/containerd/errdefs"
 	agent "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/sealvol/sealvol/guest/internal/device"
 	"github.com/sealvol/sealvol/policy"
@@ -125,6 +127,30 @@ func TestRealPolicyDeniesBeforeAnythingIsSealed(t *testing.T) {
 			h.wantJournal()
 		})
 	}
+}
+
+// Each look at a disk is a walk through sysfs, and a request has room for some hundred thousand storages.
+func TestHostThatNamesManyDisksHasTheGuestLookAtNoMoreThanThereAreVolumes(t *testing.T) {
+	t.Parallel()
+	var looks atomic.Int32
+	h := start(t, withRealPolicies, func(c *Config) {
+		c.Disk = func(pci.Path) (pci.Device, error) { looks.Add(1); return pci.Device{Bytes: 1 << 30}, nil }
+	})
+	_, err := h.host.SetPolicy(soon(t), &agent.SetPolicyRequest{Policy: realPolicy})
+	must(t, err)
+	h.sandbox().forget()
+	req := sealedCreate()
+	for i := range 2000 {
+		s := proto.CloneOf(req.Storages[0])
+		s.Source, s.MountPoint = fmt.Sprintf("02/%02x/%02x", i>>5&0x1f, i&0x1f), fmt.Sprint(s.MountPoint, i)
+		req.Storages = append(req.Storages, s)
+	}
+	_, err = h.host.CreateContainer(soon(t), req)
+	wants(t, err, codes.PermissionDenied, "(rule storages)")
+	if n := looks.Load(); n > 1 {
+		t.Errorf("the guest looked at %d disks for a pod with one volume", n)
+	}
+	h.wantJournal()
 }
 
 // What the guest sees of the disk is part of the decision, so that a disk that does not fit is refused with the policy's words.

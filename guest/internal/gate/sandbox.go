@@ -26,7 +26,7 @@ func (g *Gate) setPolicy(ctx context.Context, req *agent.SetPolicyRequest) (prot
 	if err := g.beforeSandbox("SetPolicy"); err != nil {
 		return nil, err
 	}
-	if g.Origin.bound() {
+	if g.Origin.Fixed {
 		return &emptypb.Empty{}, g.confirm(ctx, req.Policy)
 	}
 	pol, err := g.Load(ctx, []byte(req.Policy))
@@ -79,7 +79,7 @@ func (g *Gate) createSandbox(ctx context.Context, req *agent.CreateSandboxReques
 	if err := g.Inspect(); err != nil {
 		return nil, err
 	}
-	if g.Origin.bound() {
+	if g.Origin.Text != "" {
 		if err := g.tellAgent(ctx); err != nil {
 			return nil, err
 		}
@@ -176,11 +176,11 @@ func (g *Gate) removeStaleMounts(ctx context.Context, req *agent.RemoveStaleVirt
 	return g.forward(ctx, "RemoveStaleVirtiofsShareMounts", req)
 }
 
-// getVolumeStats answers from a container that has the volume. The path is the mount point
-// that Kata chose for the storage; nothing is mounted there.
+// getVolumeStats answers from any container that has the volume. The path is the mount point
+// that Kata chose for the storage, one for all containers; nothing is mounted there.
 func (g *Gate) getVolumeStats(ctx context.Context, req *agent.VolumeStatsRequest) (proto.Message, error) {
 	g.mu.Lock()
-	u, ok := g.storages[req.VolumeGuestPath]
+	volume, ok := g.storages[req.VolumeGuestPath]
 	g.mu.Unlock()
 	if !ok {
 		return nil, fmt.Errorf("%.128q is not the path of a sealed volume: %w", req.VolumeGuestPath, errdefs.ErrPermissionDenied)
@@ -188,13 +188,9 @@ func (g *Gate) getVolumeStats(ctx context.Context, req *agent.VolumeStatsRequest
 	if err := g.allow(ctx, "GetVolumeStats", req); err != nil {
 		return nil, err
 	}
-	major, minor, err := g.Volumes.Number(ctx, u.volume)
+	space, inodes, err := g.usage(ctx, volume)
 	if err != nil {
-		return nil, fmt.Errorf("volume %s: %w", u.volume, err)
-	}
-	space, inodes, err := g.Namespaces.Usage(u.container, mountns.Mount{Path: u.path, Major: major, Minor: minor})
-	if err != nil {
-		return nil, fmt.Errorf("volume %s: %w", u.volume, err)
+		return nil, fmt.Errorf("volume %s: %w", volume, err)
 	}
 	usage := func(u mountns.Usage, unit agent.VolumeUsage_Unit) *agent.VolumeUsage {
 		return &agent.VolumeUsage{Total: u.Total, Used: u.Used, Available: u.Available, Unit: unit}
@@ -203,4 +199,35 @@ func (g *Gate) getVolumeStats(ctx context.Context, req *agent.VolumeStatsRequest
 		Usage:           []*agent.VolumeUsage{usage(space, agent.VolumeUsage_BYTES), usage(inodes, agent.VolumeUsage_INODES)},
 		VolumeCondition: &agent.VolumeCondition{},
 	}, nil
+}
+
+// usage looks at a volume from the containers that have it, until one sees it.
+func (g *Gate) usage(ctx context.Context, volume string) (space, inodes mountns.Usage, err error) {
+	major, minor, err := g.Volumes.Number(ctx, volume)
+	if err != nil {
+		return space, inodes, err
+	}
+	err = fmt.Errorf("no container has it: %w", errdefs.ErrNotFound)
+	for id, path := range g.places(volume) {
+		space, inodes, err = g.Namespaces.Usage(id, mountns.Mount{Path: path, Major: major, Minor: minor})
+		if err == nil {
+			break
+		}
+	}
+	return space, inodes, err
+}
+
+// places are where the containers that the agent has have a volume, by the container's id.
+func (g *Gate) places(volume string) map[string]string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	places := map[string]string{}
+	for _, m := range g.policy.Volumes()[volume].Mounts {
+		for id, c := range g.containers {
+			if c.name == m.Container && !c.sandbox && (c.state == ready || c.state == started) {
+				places[id] = m.Path
+			}
+		}
+	}
+	return places
 }

@@ -276,6 +276,24 @@ func TestVolumeStatsAreAnsweredForOurPathsAlone(t *testing.T) {
 	h.wantJournal()
 }
 
+// Containers share a volume, and Kata knows it by one mount point: what the last of them that came says is no more than the others' word.
+func TestVolumeStatsOfASharedVolumeOutliveAContainer(t *testing.T) {
+	t.Parallel()
+	h := start(t, func(c *Config) { c.Namespaces.(*fakeNamespaces).blind = map[string]bool{"c3": true} }).sandbox()
+	must(t, h.create("c1", "app", "02/01"))
+	stats := func() error {
+		_, err := h.host.GetVolumeStats(soon(t), &agent.VolumeStatsRequest{VolumeGuestPath: "/run/kata-containers/sandbox/storage/0"})
+		return err
+	}
+	must(t, h.create("c2", "beside", "02/01"))
+	must(t, h.remove("c2"))
+	must(t, stats())
+	must(t, h.create("c3", "beside", "02/01")) // all its processes have ended
+	must(t, stats())
+	must(t, h.remove("c1"))
+	wants(t, stats(), codes.NotFound, "data")
+}
+
 func copyTo(path string, mode uint32) *agent.CopyFileRequest {
 	req := &agent.CopyFileRequest{Path: path, FileMode: mode | 0o644}
 	if mode == unix.S_IFLNK {
