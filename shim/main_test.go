@@ -164,18 +164,30 @@ func (h *host) processes() []process.ID {
 // program gives the one process of this host that runs a program in a role.
 func (h *host) program(name, role string) process.ID {
 	h.Helper()
-	for _, id := range h.processes() {
+	id, running := h.find(name, role)
+	if !running {
+		h.Fatalf("no process %s %s", name, role)
+	}
+	return id
+}
+
+// find is program where there may be none.
+func (h *host) find(name, role string) (id process.ID, running bool) {
+	ids, err := process.Marked(testRoot + "=" + h.root)
+	if err != nil {
+		h.Error(err)
+	}
+	for _, id := range ids {
 		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", id.Pid))
 		if err != nil {
 			continue
 		}
 		args := strings.Split(string(line), "\x00")
 		if filepath.Base(args[0]) == name && (role == "" || args[1] == role) {
-			return id
+			return id, true
 		}
 	}
-	h.Fatalf("no process %s %s", name, role)
-	return process.ID{}
+	return process.ID{}, false
 }
 
 func (h *host) daemon() process.ID { return h.program(shimName, sandbox.RoleDaemon) }
@@ -894,8 +906,9 @@ func TestTheNextStartEndsOrphans(t *testing.T) {
 		"killed during start": func(h *host) {
 			h.env = append(h.env, stockStart+"=hang")
 			command := h.hangingStart()
+			daemon := h.daemon()
 			h.must(command.Process.Kill())
-			h.kill(h.daemon())
+			h.kill(daemon)
 			_ = command.Wait()
 			h.env = append(h.env, stockStart+"=")
 		},

@@ -275,5 +275,5 @@ func (d *daemon) down(ctx context.Context) error {
 	if err := errors.Join(d.volumes.close(), d.clear(d.host, s)); err != nil {
 		return err
 	}
-	return os.RemoveAll(d.path)
+	return d.remove()
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/sealvol/sealvol/shim/internal/bundle"
 	"github.com/sealvol/sealvol/shim/internal/config"
@@ -44,6 +45,10 @@ func Start(ctx context.Context, c config.Config, h Host, call Call) (answer []by
 		answer, err := d.answer(ctx)
 		return answer, func() error { return nil }, err
 	case errdefs.IsNotFound(err) && !own:
+		// The bundles of a sandbox are side by side; Kata's shim counts on it too.
+		if _, err := linked(filepath.Join(filepath.Dir(here), id)); err == nil {
+			return nil, nil, fmt.Errorf("sandbox %s has ended: %w", id, errdefs.ErrUnavailable)
+		}
 		return nil, nil, fmt.Errorf("sandbox %s is not ours: %w", id, errdefs.ErrNotImplemented)
 	case err != nil:
 		return nil, nil, err
@@ -57,14 +62,14 @@ func Start(ctx context.Context, c config.Config, h Host, call Call) (answer []by
 	}
 	p, err := d.startDaemon(ctx, h, call, here, lock)
 	if err != nil {
-		return nil, nil, errors.Join(err, os.RemoveAll(d.path))
+		return nil, nil, errors.Join(err, d.remove())
 	}
 	answer, err = p.receive()
 	if errdefs.IsAborted(err) {
 		// It was killed, and containerd calls no `delete` for what never started.
 		endErr := d.endKilled(ctx, h, call)
 		if endErr == nil {
-			endErr = os.RemoveAll(d.path)
+			endErr = d.remove()
 		}
 		err = errors.Join(err, endErr)
 	}
@@ -106,9 +111,10 @@ func (d dir) endKilled(ctx context.Context, h Host, call Call) error {
 }
 
 // sweep ends orphans: sandboxes whose shim was killed together with the `start`
-// that made it, so that containerd does not know of them and calls no `delete`.
-// It finds those that a `delete` is about to come for too, which does no harm.
-// The work is done by processes that nobody waits for.
+// that made it, so that containerd does not know of them and calls no `delete`;
+// and it removes the folders of those that had ended but for that. It finds
+// those that a `delete` is about to come for too, which does no harm. The work
+// is done by processes that nobody waits for.
 func sweep(c config.Config, h Host, call Call) error {
 	paths, err := filepath.Glob(filepath.Join(c.StateDir, "*"))
 	if err != nil {
@@ -116,10 +122,16 @@ func sweep(c config.Config, h Host, call Call) error {
 	}
 	for _, path := range paths {
 		d, err := parseDir(path)
-		if err != nil || !d.begun() {
+		if err != nil || unix.Rmdir(path) == nil || !d.begun() {
 			continue
 		}
 		lock, err := d.lock(false)
+		if errdefs.IsNotFound(err) {
+			// It was killed when nothing but the folder was left.
+			if err := d.remove(); err != nil {
+				return err
+			}
+		}
 		if err != nil {
 			continue // Its shim lives, or somebody ends it already.
 		}
