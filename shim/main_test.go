@@ -164,18 +164,30 @@ func (h *host) processes() []process.ID {
 // program gives the one process of this host that runs a program in a role.
 func (h *host) program(name, role string) process.ID {
 	h.Helper()
-	for _, id := range h.processes() {
+	id, running := h.find(name, role)
+	if !running {
+		h.Fatalf("no process %s %s", name, role)
+	}
+	return id
+}
+
+// find is program where there may be none.
+func (h *host) find(name, role string) (id process.ID, running bool) {
+	ids, err := process.Marked(testRoot + "=" + h.root)
+	if err != nil {
+		h.Error(err)
+	}
+	for _, id := range ids {
 		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", id.Pid))
 		if err != nil {
 			continue
 		}
 		args := strings.Split(string(line), "\x00")
 		if filepath.Base(args[0]) == name && (role == "" || args[1] == role) {
-			return id
+			return id, true
 		}
 	}
-	h.Fatalf("no process %s %s", name, role)
-	return process.ID{}
+	return process.ID{}, false
 }
 
 func (h *host) daemon() process.ID { return h.program(shimName, sandbox.RoleDaemon) }
@@ -856,6 +868,15 @@ func TestAnAnswerThatWeCannotFrontFailsStart(t *testing.T) {
 func TestAStartThatContainerdGivesUpIsUndone(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, stockStart+"=hang")
+	command := h.hangingStart()
+	h.must(command.Process.Kill())
+	_ = command.Wait()
+	h.wantNothing()
+}
+
+// hangingStart gives a `start` in which the stock shim's hangs.
+func (h *host) hangingStart() *exec.Cmd {
+	h.Helper()
 	command := h.command("sb", "start", h.bundle("sb", nil))
 	h.must(command.Start())
 	for !slices.ContainsFunc(h.processes(), func(id process.ID) bool {
@@ -864,9 +885,67 @@ func TestAStartThatContainerdGivesUpIsUndone(t *testing.T) {
 	}) {
 		time.Sleep(time.Millisecond)
 	}
-	h.must(command.Process.Kill())
-	_ = command.Wait()
+	return command
+}
+
+func TestADaemonThatIsKilledDuringStartLeavesNothing(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, stockStart+"=hang")
+	command := h.hangingStart()
+	h.kill(h.daemon())
+	if err := command.Wait(); err == nil {
+		t.Error("the start of a sandbox without a shim succeeded")
+	}
 	h.wantNothing()
+}
+
+// containerd calls no `delete` for a sandbox whose start failed, nor for one that it has forgotten.
+func TestTheNextStartEndsOrphans(t *testing.T) {
+	t.Parallel()
+	for name, orphan := range map[string]func(*host){
+		"killed during start": func(h *host) {
+			h.env = append(h.env, stockStart+"=hang")
+			command := h.hangingStart()
+			daemon := h.daemon()
+			h.must(command.Process.Kill())
+			h.kill(daemon)
+			_ = command.Wait()
+			h.env = append(h.env, stockStart+"=")
+		},
+		"killed afterwards": func(h *host) {
+			_, tasks := h.up()
+			bundle := h.volumeBundle("c1", "7:3", nil)
+			_, err := tasks.Create(h.Context(), &taskv2.CreateTaskRequest{ID: "c1", Bundle: bundle})
+			h.must(err)
+			h.kill(h.daemon())
+		},
+		"killed before it had a state": func(h *host) {
+			folder := filepath.Join(h.root, "s", "test:sb")
+			h.must(os.MkdirAll(folder, 0o700))
+			h.write(filepath.Join(folder, "lock"), "")
+			long := time.Now().Add(-time.Hour)
+			h.must(os.Chtimes(folder, long, long))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t)
+			orphan(h)
+			// One that is just being made is let alone.
+			fresh := filepath.Join(h.root, "s", "test:fresh")
+			h.must(os.MkdirAll(fresh, 0o700))
+			h.write(filepath.Join(fresh, "lock"), "")
+
+			next := h.bundle("next", annotations{"io.kubernetes.cri.container-type": "sandbox"})
+			h.start("next", next)
+			if _, err := os.Stat(fresh); err != nil {
+				t.Error(err)
+			}
+			h.must(os.RemoveAll(fresh))
+			h.delete("next", next)
+			h.wantNothing()
+		})
+	}
 }
 
 func TestASandboxStartsWhereAKilledOneWas(t *testing.T) {

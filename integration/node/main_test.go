@@ -14,6 +14,9 @@ import (
 	"time"
 )
 
+// every is set by `make test-node KINDS=all`: tables that are generated are played in full, and not a sample of them.
+var every = os.Getenv("SEALVOL_NODE") == "all"
+
 // theNode is started once by TestMain: it takes seconds, and a real node
 // too serves many pods.
 var theNode *Node
@@ -59,8 +62,8 @@ type scene struct {
 func newScene(t *testing.T) *scene {
 	t.Helper()
 	limit := 8 * time.Minute
-	if everything() {
-		limit = 25 * time.Minute
+	if every {
+		limit = 3 * time.Hour
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	t.Cleanup(cancel)
@@ -76,22 +79,23 @@ func newScene(t *testing.T) *scene {
 		}
 	})
 	// The last to run: the other clean-ups are registered later.
-	t.Cleanup(func() {
-		var after []string
-		err := poll(ctx, "the pods' residue to go", func() bool {
-			var err error
-			after, err = theNode.Residue(ctx)
-			return err == nil && slices.Equal(before, after)
-		}, 20*time.Second)
-		if err != nil {
-			t.Errorf("the pods are gone but the host does not look as before (%v)\nbefore: %s\nafter:  %s", err, strings.Join(before, "\n        "), strings.Join(after, "\n        "))
-		}
-	})
-	return &scene{T: t, ctx: ctx, node: theNode}
+	s := &scene{T: t, ctx: ctx, node: theNode}
+	t.Cleanup(func() { s.wantResidue(before) })
+	return s
 }
 
-// everything says that generated tables are to be played whole (make test-node KINDS=all).
-func everything() bool { return os.Getenv("SEALVOL_ATTACK") == "all" }
+// wantResidue demands that the host soon looks as it did.
+func (s *scene) wantResidue(before []string) {
+	s.Helper()
+	var after []string
+	if err := poll(s.ctx, "the pods' residue to go", func() bool {
+		var err error
+		after, err = s.node.Residue(s.ctx)
+		return err == nil && slices.Equal(before, after)
+	}, 20*time.Second); err != nil {
+		s.Errorf("the pods are gone but the host does not look as before (%v)\nbefore: %s\nafter:  %s", err, strings.Join(before, "\n        "), strings.Join(after, "\n        "))
+	}
+}
 
 func lastLines(text string, n int) string {
 	lines := strings.Split(strings.TrimSpace(text), "\n")

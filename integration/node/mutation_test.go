@@ -53,7 +53,7 @@ func (p *player) mutatedRequests(t *testing.T) {
 		t.Fatalf("the request that is changed must be permitted as it is: %v", err)
 	}
 	stride := 15
-	if everything() {
+	if every {
 		stride = 1
 	}
 	list := mutation.Harmless()

@@ -11,8 +11,8 @@ import (
 )
 
 // Residue lists what pods have on the host at this moment: loop devices,
-// direct-volume records, state of shims and of Kata, mounts and processes.
-// After the last pod was removed it is what it was before the first one.
+// direct-volume records, state and sockets of shims and of Kata, bundles,
+// mounts and processes. After the last pod was removed it is what it was before the first one.
 func (n *Node) Residue(ctx context.Context) ([]string, error) {
 	var found []string
 	for _, pattern := range []string{
@@ -22,6 +22,8 @@ func (n *Node) Residue(ctx context.Context) ([]string, error) {
 		"/run/sealvol/direct/*",
 		"/run/vc/sbs/*",
 		"/run/vc/vm/*",
+		filepath.Join(n.dir, "state/io.containerd.runtime.v2.task/k8s.io/*"),
+		filepath.Join(n.dir, "s/*"),
 	} {
 		paths, err := filepath.Glob(pattern)
 		if err != nil {

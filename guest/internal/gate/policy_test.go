@@ -134,7 +134,7 @@ func TestHostThatNamesManyDisksHasTheGuestLookAtNoMoreThanThereAreVolumes(t *tes
 	t.Parallel()
 	var looks atomic.Int32
 	h := start(t, withRealPolicies, func(c *Config) {
-		c.Disk = func(pci.Path) (pci.Device, error) { looks.Add(1); return pci.Device{Bytes: 1 << 30}, nil }
+		c.Disk = func(device.Address) (device.Disk, error) { looks.Add(1); return device.Disk{Bytes: 1 << 30}, nil }
 	})
 	_, err := h.host.SetPolicy(soon(t), &agent.SetPolicyRequest{Policy: realPolicy})
 	must(t, err)

@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/sealvol/sealvol/shim/hotplug"
 	"github.com/sealvol/sealvol/shim/internal/bootstrap"
 	"github.com/sealvol/sealvol/shim/internal/config"
 	"github.com/sealvol/sealvol/shim/internal/process"
@@ -77,7 +78,7 @@ func Daemon(c config.Config, h Host, call Call) error {
 			dir: dir, host: h, call: call,
 			stockEnded: make(chan struct{}), released: make(chan struct{}), empty: make(chan struct{}),
 			state:   state{Version: stateVersion, StockShim: c.StockShim, Containers: map[string]string{}},
-			volumes: volumes{sandbox: dir.sandbox, records: h.Records, open: h.Open, byName: map[string]*volume{}},
+			volumes: volumes{sandbox: dir.sandbox, records: h.Records, open: h.Open, byName: map[string]*volume{}, kept: map[hotplug.Backing]Device{}},
 		}
 		if err := d.run(ctx, p, bundle); err != nil {
 			return err
@@ -274,5 +275,5 @@ func (d *daemon) down(ctx context.Context) error {
 	if err := errors.Join(d.volumes.close(), d.clear(d.host, s)); err != nil {
 		return err
 	}
-	return os.RemoveAll(d.path)
+	return d.remove()
 }

@@ -159,7 +159,7 @@ func (d dir) deleteAll(ctx context.Context, h Host, call Call) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(d.clear(h, s), os.RemoveAll(d.path)); err != nil {
+	if err := errors.Join(d.clear(h, s), d.remove()); err != nil {
 		return nil, err
 	}
 	if answer := answers[call.ID]; len(answer) > 0 {

@@ -67,6 +67,19 @@ func parseDir(path string) (dir, error) {
 
 func (d dir) socket() string { return filepath.Join(d.path, "sock") }
 
+func (d dir) lockPath() string { return filepath.Join(d.path, "lock") }
+
+// remove removes the folder of a sandbox that has ended. The state goes last:
+// as long as it is there a sweep knows that this is no folder in the making.
+func (d dir) remove() error {
+	for _, path := range []string{d.socket(), d.lockPath()} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return os.RemoveAll(d.path)
+}
+
 // mark is the environment entry of all that the sandbox runs.
 func (d dir) mark() string { return "SEALVOL_SHIM_STATE=" + d.path }
 
@@ -74,14 +87,13 @@ func (d dir) mark() string { return "SEALVOL_SHIM_STATE=" + d.path }
 // process has it the error is an errdefs.ErrUnavailable, if the sandbox is not
 // there an errdefs.ErrNotFound.
 func (d dir) lock(create bool) (*os.File, error) {
-	flags := os.O_RDWR
-	if create {
-		flags |= os.O_CREATE
+	file, err := os.OpenFile(d.lockPath(), os.O_RDWR, 0o600)
+	for create && errors.Is(err, fs.ErrNotExist) { // A sweep may take the empty folder away.
 		if err := os.MkdirAll(d.path, 0o700); err != nil {
 			return nil, err
 		}
+		file, err = os.OpenFile(d.lockPath(), os.O_RDWR|os.O_CREATE, 0o600)
 	}
-	file, err := os.OpenFile(filepath.Join(d.path, "lock"), flags, 0o600)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("sandbox %s: %w", d.sandbox, errdefs.ErrNotFound)
 	}

@@ -70,8 +70,12 @@ func (d *daemon) create(_ context.Context, payload []byte, forward func() ([]byt
 	if err != nil {
 		d.host.Log.Warn("the stock shim did not create a container", "container", request.ID, "error", err)
 		d.drop(request.ID)
+		return nil, err
 	}
-	return response, err
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.volumes.settle(request.ID)
+	return response, nil
 }
 
 func (d *daemon) delete(_ context.Context, payload []byte, forward func() ([]byte, error)) ([]byte, error) {

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"syscall"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -66,11 +67,11 @@ func openPost() *post {
 
 func (p *post) send(l letter) error { return json.NewEncoder(p.file).Encode(l) }
 
-// receive waits for the letter.
+// receive waits for the letter. If the other process was killed the error is an errdefs.ErrAborted.
 func (p *post) receive() ([]byte, error) {
 	var l letter
 	if err := json.NewDecoder(p.file).Decode(&l); err != nil {
-		return nil, fmt.Errorf("it ended without an answer: %w", err)
+		return nil, fmt.Errorf("it ended without an answer: %w: %w", err, errdefs.ErrAborted)
 	}
 	if l.Error != "" {
 		return nil, errors.New(l.Error)

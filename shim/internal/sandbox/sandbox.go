@@ -7,7 +7,8 @@
 // the subreaper of all that the sandbox runs; when the stock shim ends, for
 // whatever reason, it ends the rest, removes what the sandbox had on the host,
 // and exits, so that containerd sees what it sees of a stock shim. When the
-// daemon itself is killed, `delete` does the same from what is on disk.
+// daemon itself is killed, `delete` does the same from what is on disk, and
+// where containerd calls none, the next `start` on the node does.
 package sandbox
 
 import (

@@ -16,39 +16,44 @@ type Device interface {
 	Close() error
 }
 
-// volumes are the volumes of one sandbox. A volume has its device from its
-// first use to the end of the sandbox, so that no other disk appears under the
-// device's number meanwhile, and its record while a container refers to it.
+// volumes are the volumes of one sandbox. A volume is on one device from the
+// first container that was created with it to the end of the sandbox, and has
+// its record while a container refers to it. A device that the stock shim has
+// heard of stays open to the end, whatever became of it, so that no other disk
+// appears under its number meanwhile.
 type volumes struct {
 	sandbox string
 	records record.Dir
 	open    func(hotplug.Backing) (Device, error)
 
 	byName map[string]*volume
+	// kept are devices that no volume is on: no container could be created with them.
+	kept map[hotplug.Backing]Device
 }
 
 type volume struct {
 	backing hotplug.Backing
 	device  Device
 	users   map[string]bool // ids of containers
+	settled bool            // a container was created with it
 }
 
 // add makes the volumes ready for a container, all of them or none. What it
 // gives takes that back, as long as the stock shim has not heard of them.
 func (v *volumes) add(container string, wanted []hotplug.Volume) (undo func() error, err error) {
-	var fresh []string
+	var opened []hotplug.Backing
 	undo = func() error {
 		errs := []error{v.drop(container)}
-		for _, name := range fresh {
-			errs = append(errs, v.byName[name].device.Close())
-			delete(v.byName, name)
+		for _, backing := range opened {
+			errs = append(errs, v.kept[backing].Close())
+			delete(v.kept, backing)
 		}
 		return errors.Join(errs...)
 	}
 	for _, w := range wanted {
-		added, err := v.use(container, w)
-		if added {
-			fresh = append(fresh, w.Name)
+		fresh, err := v.use(container, w)
+		if fresh {
+			opened = append(opened, w.Backing)
 		}
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("volume %q: %w", w.Name, err), undo())
@@ -57,8 +62,8 @@ func (v *volumes) add(container string, wanted []hotplug.Volume) (undo func() er
 	return undo, nil
 }
 
-// use gives a container a volume, and says whether it is the first that has it.
-func (v *volumes) use(container string, w hotplug.Volume) (added bool, err error) {
+// use gives a container a volume, and says whether its device was opened for that.
+func (v *volumes) use(container string, w hotplug.Volume) (fresh bool, err error) {
 	vol := v.byName[w.Name]
 	if vol == nil {
 		for name, other := range v.byName {
@@ -66,27 +71,40 @@ func (v *volumes) use(container string, w hotplug.Volume) (added bool, err error
 				return false, fmt.Errorf("%v is that of volume %q of this pod: %w", w.Backing, name, errdefs.ErrFailedPrecondition)
 			}
 		}
-		opened, err := v.open(w.Backing)
-		if err != nil {
-			return false, err
+		device, kept := v.kept[w.Backing]
+		if !kept {
+			if device, err = v.open(w.Backing); err != nil {
+				return false, err
+			}
 		}
-		vol = &volume{backing: w.Backing, device: opened, users: map[string]bool{}}
+		delete(v.kept, w.Backing)
+		vol, fresh = &volume{backing: w.Backing, device: device, users: map[string]bool{}}, !kept
 		v.byName[w.Name] = vol
-		added = true
 	}
 	if vol.backing != w.Backing {
-		return added, fmt.Errorf("it is on %v for the life of this pod, not on %v: %w", vol.backing, w.Backing, errdefs.ErrFailedPrecondition)
+		return fresh, fmt.Errorf("it is on %v for the life of this pod, not on %v: %w", vol.backing, w.Backing, errdefs.ErrFailedPrecondition)
 	}
-	if len(vol.users) == 0 {
+	first := len(vol.users) == 0
+	vol.users[container] = true
+	if first {
 		if err := v.records.Write(w.Source, vol.device.Path()); err != nil {
-			return added, fmt.Errorf("direct-volume record: %w", err)
+			return fresh, fmt.Errorf("direct-volume record: %w", err)
 		}
 	}
-	vol.users[container] = true
-	return added, nil
+	return fresh, nil
 }
 
-// drop ends what a container refers to, and records that none refers to any more.
+// settle notes that a container was created.
+func (v *volumes) settle(container string) {
+	for _, vol := range v.byName {
+		if vol.users[container] {
+			vol.settled = true
+		}
+	}
+}
+
+// drop ends what a container refers to, and records that none refers to any
+// more. A volume that no container was created with may come on another disk.
 func (v *volumes) drop(container string) error {
 	var errs []error
 	for name, vol := range v.byName {
@@ -94,8 +112,13 @@ func (v *volumes) drop(container string) error {
 			continue
 		}
 		delete(vol.users, container)
-		if len(vol.users) == 0 {
-			errs = append(errs, v.records.Remove(hotplug.Source(v.sandbox, name)))
+		if len(vol.users) > 0 {
+			continue
+		}
+		errs = append(errs, v.records.Remove(hotplug.Source(v.sandbox, name)))
+		if !vol.settled {
+			v.kept[vol.backing] = vol.device
+			delete(v.byName, name)
 		}
 	}
 	return errors.Join(errs...)
@@ -107,6 +130,10 @@ func (v *volumes) close() error {
 	for _, vol := range v.byName {
 		errs = append(errs, vol.device.Close())
 	}
+	for _, device := range v.kept {
+		errs = append(errs, device.Close())
+	}
 	clear(v.byName)
+	clear(v.kept)
 	return errors.Join(errs...)
 }

@@ -42,7 +42,8 @@ func newVolumes(t *testing.T) (*volumes, *fakeDevices) {
 	t.Helper()
 	devices := &fakeDevices{opened: map[string]int{}}
 	return &volumes{
-		sandbox: "sb", records: record.Dir(filepath.Join(t.TempDir(), "records")), open: devices.open, byName: map[string]*volume{},
+		sandbox: "sb", records: record.Dir(filepath.Join(t.TempDir(), "records")), open: devices.open,
+		byName: map[string]*volume{}, kept: map[hotplug.Backing]Device{},
 	}, devices
 }
 
@@ -79,6 +80,7 @@ func TestAVolumeKeepsItsDeviceAndLosesItsRecord(t *testing.T) {
 		if _, err := v.add(container, []hotplug.Volume{want("a", disk)}); err != nil {
 			t.Fatal(err)
 		}
+		v.settle(container)
 	}
 	v.check(t, devices, 1, 1)
 	for i, container := range []string{"c1", "c1", "c2", "c3"} {
@@ -94,6 +96,52 @@ func TestAVolumeKeepsItsDeviceAndLosesItsRecord(t *testing.T) {
 		t.Errorf("another volume's device: %v", err)
 	}
 	v.check(t, devices, 0, 1)
+	if err := v.close(); err != nil {
+		t.Fatal(err)
+	}
+	v.check(t, devices, 0, 0)
+}
+
+// A disk with which no container could be created makes room for another one, and keeps its number: Kata may have kept a match for it.
+func TestAVolumeThatWasNeverCreatedMayComeOnAnotherDisk(t *testing.T) {
+	t.Parallel()
+	v, devices := newVolumes(t)
+	small, large := hotplug.Device{Major: 7, Minor: 1}, hotplug.File("/large")
+	add := func(container string, disk hotplug.Backing) error {
+		_, err := v.add(container, []hotplug.Volume{want("a", disk)})
+		return err
+	}
+	for i, disk := range []hotplug.Backing{small, large, small, small, large} {
+		undo, err := v.add("c1", []hotplug.Volume{want("a", disk), want("b", hotplug.File("/never"))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := undo(); err != nil { // The stock shim did not hear of it.
+			t.Fatal(err)
+		}
+		v.check(t, devices, 0, min(i, 2))
+		if err := add("c1", disk); err != nil {
+			t.Fatal(err)
+		}
+		if err := v.drop("c1"); err != nil { // The stock shim has refused it.
+			t.Fatal(err)
+		}
+		v.check(t, devices, 0, min(i+1, 2))
+	}
+	if err := add("c1", large); err != nil {
+		t.Fatal(err)
+	}
+	if err := add("c2", small); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("while a container is created its volume is on one disk: %v", err)
+	}
+	v.settle("c1")
+	if err := v.drop("c1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := add("c2", small); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a container was created with the volume, its data are on that disk: %v", err)
+	}
+	v.check(t, devices, 0, 2)
 	if err := v.close(); err != nil {
 		t.Fatal(err)
 	}
@@ -117,18 +165,16 @@ func TestAddIsAllOrNothing(t *testing.T) {
 			if err := errors.Join(os.RemoveAll(entries[0]), os.WriteFile(entries[0], nil, 0o600)); err != nil {
 				t.Fatal(err)
 			}
-			t.Cleanup(func() { os.Remove(entries[0]) })
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			v, devices := newVolumes(t)
 			spoil(t, v, devices)
-			before, _ := os.ReadDir(string(v.records))
 			if _, err := v.add("c1", []hotplug.Volume{want("a", first), want("b", second)}); err == nil {
 				t.Fatal("no error")
 			}
-			v.check(t, devices, len(before), 0)
+			v.check(t, devices, 0, 0)
 			if len(v.byName) != 0 {
 				t.Errorf("volumes are left: %v", v.byName)
 			}
