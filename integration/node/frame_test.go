@@ -81,7 +81,7 @@ func (p *player) damagedFrames(t *testing.T) {
 			t.Fatalf("bit %d of byte %d turned: no answer: %v", i%8, i, err)
 		}
 		resp := &ttrpc.Response{}
-		if err := frame.Unmarshal(answer.Payload, resp); err != nil {
+		if err := frame.Unmarshal(answer.Payload, resp, nil); err != nil {
 			t.Fatal(err)
 		}
 		code := codes.Code(resp.Status.GetCode())
@@ -101,7 +101,7 @@ func (p *player) permitted(j judge, payload []byte) bool {
 		return false
 	}
 	req := &kata.CreateContainerRequest{}
-	return frame.Unmarshal(r.Payload, req) == nil && p.decide(j, req) == nil
+	return frame.Unmarshal(r.Payload, req, nil) == nil && p.decide(j, req) == nil
 }
 
 // wantNoConsent sends bytes and nothing more: the connection ends, with a refusal before that or without.
@@ -123,7 +123,7 @@ func wantNoConsent(t *testing.T, conn *vsock.Conn, bytes []byte) {
 			return
 		}
 		resp := &ttrpc.Response{}
-		if err := frame.Unmarshal(answer.Payload, resp); err != nil || resp.Status.GetCode() == int32(codes.OK) {
+		if err := frame.Unmarshal(answer.Payload, resp, nil); err != nil || resp.Status.GetCode() == int32(codes.OK) {
 			t.Errorf("the gate must refuse %d bytes that are no request, and says %v, %v", len(bytes), resp, err)
 		}
 	}

@@ -60,8 +60,8 @@ func TestTheTalksManifestGivesTheDemosPod(t *testing.T) {
 func TestTheReadmesManifestsWork(t *testing.T) {
 	t.Parallel()
 	parts := strings.Split(string(read(t, "../../README.md")), "```yaml\n")[1:]
-	if len(parts) != 3 {
-		t.Errorf("%d manifests, where there are three sources", len(parts))
+	if len(parts) != 4 {
+		t.Errorf("%d manifests, where there are four sources", len(parts))
 	}
 	for _, part := range parts {
 		manifest, _, _ := strings.Cut(part, "```")

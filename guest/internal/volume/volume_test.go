@@ -791,6 +791,7 @@ func TestStatus(t *testing.T) {
 		},
 		Mounts:   []*sealvolv1.Mount{{Container: "c", Path: "/mnt/encrypted", Options: []string{"nosuid", "nodev"}}},
 		Counters: &sealvolv1.Counters{TagBytes: 4096, Mismatches: 3, ReadyMicros: uint64(m.volumes["v"].ready.Microseconds())},
+		Usage:    &sealvolv1.Usage{TotalBytes: 4096000, UsedBytes: 409600, AvailableBytes: 3276800, TotalInodes: 70, FreeInodes: 60},
 		Created:  m.volumes["v"].created.Unix(),
 		Opened:   m.volumes["v"].opened.Unix(),
 	}
