@@ -802,7 +802,7 @@ func TestStatus(t *testing.T) {
 		t.Error(diff)
 	}
 	mustRelease(t, m)
-	want.State, want.Device, want.PciPath, want.Mappings, want.Mounts, want.Counters.Mismatches = "closed", "", "", nil, nil, 0
+	want.State, want.Device, want.PciPath, want.Mappings, want.Mounts, want.Usage, want.Counters.Mismatches = "closed", "", "", nil, nil, nil, 0
 	if diff := cmp.Diff(want, m.Status()[0], protocmp.Transform()); diff != "" {
 		t.Error(diff)
 	}
