@@ -499,8 +499,11 @@ type Volume struct {
 	Faults *Faults `protobuf:"bytes,14,opt,name=faults,proto3" json:"faults,omitempty"`
 	// When the volume was first sealed and when it last became available, in
 	// seconds since 1970 by the guest's clock, which is the host's to set; 0: never.
-	Created       int64 `protobuf:"varint,15,opt,name=created,proto3" json:"created,omitempty"`
-	Opened        int64 `protobuf:"varint,16,opt,name=opened,proto3" json:"opened,omitempty"`
+	Created int64 `protobuf:"varint,15,opt,name=created,proto3" json:"created,omitempty"`
+	Opened  int64 `protobuf:"varint,16,opt,name=opened,proto3" json:"opened,omitempty"`
+	// How full the file system is, as statfs(2) in the guest has it. Absent unless
+	// the volume is open.
+	Usage         *Usage `protobuf:"bytes,17,opt,name=usage,proto3" json:"usage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -647,6 +650,91 @@ func (x *Volume) GetOpened() int64 {
 	return 0
 }
 
+func (x *Volume) GetUsage() *Usage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
+// Usage is what df shows.
+type Usage struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	TotalBytes uint64                 `protobuf:"varint,1,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	UsedBytes  uint64                 `protobuf:"varint,2,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
+	// What a process without privileges may still write.
+	AvailableBytes uint64 `protobuf:"varint,3,opt,name=available_bytes,json=availableBytes,proto3" json:"available_bytes,omitempty"`
+	TotalInodes    uint64 `protobuf:"varint,4,opt,name=total_inodes,json=totalInodes,proto3" json:"total_inodes,omitempty"`
+	FreeInodes     uint64 `protobuf:"varint,5,opt,name=free_inodes,json=freeInodes,proto3" json:"free_inodes,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Usage) Reset() {
+	*x = Usage{}
+	mi := &file_sealvol_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Usage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Usage) ProtoMessage() {}
+
+func (x *Usage) ProtoReflect() protoreflect.Message {
+	mi := &file_sealvol_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Usage.ProtoReflect.Descriptor instead.
+func (*Usage) Descriptor() ([]byte, []int) {
+	return file_sealvol_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Usage) GetTotalBytes() uint64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *Usage) GetUsedBytes() uint64 {
+	if x != nil {
+		return x.UsedBytes
+	}
+	return 0
+}
+
+func (x *Usage) GetAvailableBytes() uint64 {
+	if x != nil {
+		return x.AvailableBytes
+	}
+	return 0
+}
+
+func (x *Usage) GetTotalInodes() uint64 {
+	if x != nil {
+		return x.TotalInodes
+	}
+	return 0
+}
+
+func (x *Usage) GetFreeInodes() uint64 {
+	if x != nil {
+		return x.FreeInodes
+	}
+	return 0
+}
+
 // Faults are reads, writes and flushes that failed: the device's errors, and
 // blocks whose tag does not fit.
 type Faults struct {
@@ -664,7 +752,7 @@ type Faults struct {
 
 func (x *Faults) Reset() {
 	*x = Faults{}
-	mi := &file_sealvol_proto_msgTypes[8]
+	mi := &file_sealvol_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -676,7 +764,7 @@ func (x *Faults) String() string {
 func (*Faults) ProtoMessage() {}
 
 func (x *Faults) ProtoReflect() protoreflect.Message {
-	mi := &file_sealvol_proto_msgTypes[8]
+	mi := &file_sealvol_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -689,7 +777,7 @@ func (x *Faults) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Faults.ProtoReflect.Descriptor instead.
 func (*Faults) Descriptor() ([]byte, []int) {
-	return file_sealvol_proto_rawDescGZIP(), []int{8}
+	return file_sealvol_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Faults) GetCount() uint64 {
@@ -736,7 +824,7 @@ type Mapping struct {
 
 func (x *Mapping) Reset() {
 	*x = Mapping{}
-	mi := &file_sealvol_proto_msgTypes[9]
+	mi := &file_sealvol_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -748,7 +836,7 @@ func (x *Mapping) String() string {
 func (*Mapping) ProtoMessage() {}
 
 func (x *Mapping) ProtoReflect() protoreflect.Message {
-	mi := &file_sealvol_proto_msgTypes[9]
+	mi := &file_sealvol_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -761,7 +849,7 @@ func (x *Mapping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mapping.ProtoReflect.Descriptor instead.
 func (*Mapping) Descriptor() ([]byte, []int) {
-	return file_sealvol_proto_rawDescGZIP(), []int{9}
+	return file_sealvol_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Mapping) GetName() string {
@@ -804,7 +892,7 @@ type Mount struct {
 
 func (x *Mount) Reset() {
 	*x = Mount{}
-	mi := &file_sealvol_proto_msgTypes[10]
+	mi := &file_sealvol_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -816,7 +904,7 @@ func (x *Mount) String() string {
 func (*Mount) ProtoMessage() {}
 
 func (x *Mount) ProtoReflect() protoreflect.Message {
-	mi := &file_sealvol_proto_msgTypes[10]
+	mi := &file_sealvol_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -829,7 +917,7 @@ func (x *Mount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mount.ProtoReflect.Descriptor instead.
 func (*Mount) Descriptor() ([]byte, []int) {
-	return file_sealvol_proto_rawDescGZIP(), []int{10}
+	return file_sealvol_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Mount) GetContainer() string {
@@ -874,7 +962,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_sealvol_proto_msgTypes[11]
+	mi := &file_sealvol_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -886,7 +974,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_sealvol_proto_msgTypes[11]
+	mi := &file_sealvol_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -899,7 +987,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_sealvol_proto_rawDescGZIP(), []int{11}
+	return file_sealvol_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Counters) GetTagBytes() uint64 {
@@ -959,7 +1047,7 @@ const file_sealvol_proto_rawDesc = "" +
 	"\vargs_pinned\x18\x03 \x01(\bR\n" +
 	"argsPinned\x12\x0e\n" +
 	"\x02id\x18\x04 \x01(\tR\x02id\x12\x14\n" +
-	"\x05state\x18\x05 \x01(\tR\x05state\"\xf6\x03\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state\"\x9f\x04\n" +
 	"\x06Volume\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1a\n" +
@@ -978,7 +1066,17 @@ const file_sealvol_proto_rawDesc = "" +
 	"\rcipher_driver\x18\r \x01(\tR\fcipherDriver\x12*\n" +
 	"\x06faults\x18\x0e \x01(\v2\x12.sealvol.v1.FaultsR\x06faults\x12\x18\n" +
 	"\acreated\x18\x0f \x01(\x03R\acreated\x12\x16\n" +
-	"\x06opened\x18\x10 \x01(\x03R\x06opened\"\x85\x01\n" +
+	"\x06opened\x18\x10 \x01(\x03R\x06opened\x12'\n" +
+	"\x05usage\x18\x11 \x01(\v2\x11.sealvol.v1.UsageR\x05usage\"\xb4\x01\n" +
+	"\x05Usage\x12\x1f\n" +
+	"\vtotal_bytes\x18\x01 \x01(\x04R\n" +
+	"totalBytes\x12\x1d\n" +
+	"\n" +
+	"used_bytes\x18\x02 \x01(\x04R\tusedBytes\x12'\n" +
+	"\x0favailable_bytes\x18\x03 \x01(\x04R\x0eavailableBytes\x12!\n" +
+	"\ftotal_inodes\x18\x04 \x01(\x04R\vtotalInodes\x12\x1f\n" +
+	"\vfree_inodes\x18\x05 \x01(\x04R\n" +
+	"freeInodes\"\x85\x01\n" +
 	"\x06Faults\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\x04R\x05count\x12\x19\n" +
 	"\bat_least\x18\x02 \x01(\bR\aatLeast\x12!\n" +
@@ -1017,7 +1115,7 @@ func file_sealvol_proto_rawDescGZIP() []byte {
 	return file_sealvol_proto_rawDescData
 }
 
-var file_sealvol_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_sealvol_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_sealvol_proto_goTypes = []any{
 	(*StatusRequest)(nil),   // 0: sealvol.v1.StatusRequest
 	(*StatusResponse)(nil),  // 1: sealvol.v1.StatusResponse
@@ -1027,29 +1125,31 @@ var file_sealvol_proto_goTypes = []any{
 	(*InitData)(nil),        // 5: sealvol.v1.InitData
 	(*Container)(nil),       // 6: sealvol.v1.Container
 	(*Volume)(nil),          // 7: sealvol.v1.Volume
-	(*Faults)(nil),          // 8: sealvol.v1.Faults
-	(*Mapping)(nil),         // 9: sealvol.v1.Mapping
-	(*Mount)(nil),           // 10: sealvol.v1.Mount
-	(*Counters)(nil),        // 11: sealvol.v1.Counters
+	(*Usage)(nil),           // 8: sealvol.v1.Usage
+	(*Faults)(nil),          // 9: sealvol.v1.Faults
+	(*Mapping)(nil),         // 10: sealvol.v1.Mapping
+	(*Mount)(nil),           // 11: sealvol.v1.Mount
+	(*Counters)(nil),        // 12: sealvol.v1.Counters
 }
 var file_sealvol_proto_depIdxs = []int32{
 	4,  // 0: sealvol.v1.StatusResponse.policy:type_name -> sealvol.v1.Policy
 	7,  // 1: sealvol.v1.StatusResponse.volumes:type_name -> sealvol.v1.Volume
 	6,  // 2: sealvol.v1.Policy.containers:type_name -> sealvol.v1.Container
 	5,  // 3: sealvol.v1.Policy.init_data:type_name -> sealvol.v1.InitData
-	9,  // 4: sealvol.v1.Volume.mappings:type_name -> sealvol.v1.Mapping
-	10, // 5: sealvol.v1.Volume.mounts:type_name -> sealvol.v1.Mount
-	11, // 6: sealvol.v1.Volume.counters:type_name -> sealvol.v1.Counters
-	8,  // 7: sealvol.v1.Volume.faults:type_name -> sealvol.v1.Faults
-	0,  // 8: sealvol.v1.Control.Status:input_type -> sealvol.v1.StatusRequest
-	2,  // 9: sealvol.v1.Control.Receipt:input_type -> sealvol.v1.ReceiptRequest
-	1,  // 10: sealvol.v1.Control.Status:output_type -> sealvol.v1.StatusResponse
-	3,  // 11: sealvol.v1.Control.Receipt:output_type -> sealvol.v1.ReceiptResponse
-	10, // [10:12] is the sub-list for method output_type
-	8,  // [8:10] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	10, // 4: sealvol.v1.Volume.mappings:type_name -> sealvol.v1.Mapping
+	11, // 5: sealvol.v1.Volume.mounts:type_name -> sealvol.v1.Mount
+	12, // 6: sealvol.v1.Volume.counters:type_name -> sealvol.v1.Counters
+	9,  // 7: sealvol.v1.Volume.faults:type_name -> sealvol.v1.Faults
+	8,  // 8: sealvol.v1.Volume.usage:type_name -> sealvol.v1.Usage
+	0,  // 9: sealvol.v1.Control.Status:input_type -> sealvol.v1.StatusRequest
+	2,  // 10: sealvol.v1.Control.Receipt:input_type -> sealvol.v1.ReceiptRequest
+	1,  // 11: sealvol.v1.Control.Status:output_type -> sealvol.v1.StatusResponse
+	3,  // 12: sealvol.v1.Control.Receipt:output_type -> sealvol.v1.ReceiptResponse
+	11, // [11:13] is the sub-list for method output_type
+	9,  // [9:11] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_sealvol_proto_init() }
@@ -1063,7 +1163,7 @@ func file_sealvol_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sealvol_proto_rawDesc), len(file_sealvol_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -173,6 +173,15 @@ func (m *Mount) leave() error {
 	return nil
 }
 
+// Usage says how full the file system is.
+func (m *Mount) Usage() (unix.Statfs_t, error) {
+	var usage unix.Statfs_t
+	if err := unix.Fstatfs(m.mount, &usage); err != nil {
+		return unix.Statfs_t{}, fmt.Errorf("statfs of %s: %w", m.node, err)
+	}
+	return usage, nil
+}
+
 // Close writes everything back and ends the mount. When it returns without an error, all that was ever written to the file system is on
 // the device and nobody has it mounted. The mount is gone in any case; a second call does nothing.
 //

@@ -30,8 +30,8 @@ func TestVMAFileSystemIsMadeMountedAndMountedAgain(t *testing.T) {
 				said := complaints(t, func() {
 					format(t, kind, v)
 					m := open(t, kind, v)
-					var st unix.Statfs_t
-					if err := unix.Fstatfs(int(m.root.Fd()), &st); err != nil {
+					st, err := m.Usage()
+					if err != nil {
 						t.Fatal(err)
 					}
 					t.Logf("size %.2f %%, free %.2f %%, available %.2f %%, %d inodes", percent(st.Blocks, size), percent(st.Bfree, size), percent(st.Bavail, size), st.Files)

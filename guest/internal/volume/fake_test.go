@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/sealvol/sealvol/guest/internal/blockdev"
 	"github.com/sealvol/sealvol/guest/internal/devmapper"
@@ -318,6 +319,10 @@ func (m *fakeMount) SetGroup(ctx context.Context, gid uint32, _ filesystem.Chang
 	m.w.groups = append(m.w.groups, gid)
 	m.w.mu.Unlock()
 	return m.w.step(ctx, "group")
+}
+
+func (m *fakeMount) Usage() (unix.Statfs_t, error) {
+	return unix.Statfs_t{Bsize: 4096, Blocks: 1000, Bfree: 900, Bavail: 800, Files: 70, Ffree: 60}, nil
 }
 
 func (m *fakeMount) Close(ctx context.Context) error {

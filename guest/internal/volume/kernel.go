@@ -87,6 +87,7 @@ type mount interface {
 	Attach(dir string) error
 	Detach() error
 	SetGroup(ctx context.Context, gid uint32, policy filesystem.ChangePolicy) error
+	Usage() (unix.Statfs_t, error)
 	Close(ctx context.Context) error
 }
 

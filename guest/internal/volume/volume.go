@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	sealvolv1 "github.com/sealvol/sealvol/guest/api/v1"
 	"github.com/sealvol/sealvol/guest/internal/devmapper"
@@ -419,6 +420,11 @@ func (v *volume) status(m mapper, w watcher) *sealvolv1.Volume {
 			Name: device.Name, Number: device.Number.String(), Table: table, SizeBytes: device.Bytes,
 		})
 	}
+	if usage, err := v.mount.Usage(); err != nil {
+		v.log.Warn("status", "error", err)
+	} else {
+		status.Usage = showUsage(usage)
+	}
 	counted, err := m.Status(v.integrity.Name)
 	if err == nil {
 		_, err = fmt.Sscan(counted, &status.Counters.Mismatches)
@@ -427,6 +433,14 @@ func (v *volume) status(m mapper, w watcher) *sealvolv1.Volume {
 		v.log.Warn("status", "error", err)
 	}
 	return status
+}
+
+func showUsage(s unix.Statfs_t) *sealvolv1.Usage {
+	block := uint64(s.Bsize)
+	return &sealvolv1.Usage{
+		TotalBytes: s.Blocks * block, UsedBytes: (s.Blocks - s.Bfree) * block, AvailableBytes: s.Bavail * block,
+		TotalInodes: s.Files, FreeInodes: s.Ffree,
+	}
 }
 
 // seconds is a time as the control service tells it, 0 for none.

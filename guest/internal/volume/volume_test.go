@@ -787,6 +787,7 @@ func TestStatus(t *testing.T) {
 		Counters: &sealvolv1.Counters{TagBytes: 4096, Mismatches: 3, ReadyMicros: uint64(m.volumes["v"].ready.Microseconds())},
 		Created:  m.volumes["v"].created.Unix(),
 		Opened:   m.volumes["v"].opened.Unix(),
+		Usage:    &sealvolv1.Usage{TotalBytes: 4096000, UsedBytes: 409600, AvailableBytes: 3276800, TotalInodes: 70, FreeInodes: 60},
 	}
 	if want.Created <= 0 || want.Opened != want.Created {
 		t.Errorf("created at %d, opened at %d: a volume that is sealed was opened then", want.Created, want.Opened)
@@ -795,7 +796,7 @@ func TestStatus(t *testing.T) {
 		t.Error(diff)
 	}
 	mustRelease(t, m)
-	want.State, want.Device, want.PciPath, want.Mappings, want.Mounts, want.Counters.Mismatches = "closed", "", "", nil, nil, 0
+	want.State, want.Device, want.PciPath, want.Mappings, want.Mounts, want.Counters.Mismatches, want.Usage = "closed", "", "", nil, nil, 0, nil
 	if diff := cmp.Diff(want, m.Status()[0], protocmp.Transform()); diff != "" {
 		t.Error(diff)
 	}
