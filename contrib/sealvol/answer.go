@@ -4,8 +4,8 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
-	"unicode"
 
+	"github.com/sealvol/sealvol/contrib/internal/guest"
 	sealvolv1 "github.com/sealvol/sealvol/guest/api/v1"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
@@ -71,15 +71,10 @@ func checkText(name, s string) error {
 	if len(s) > maxText {
 		return fmt.Errorf("%s has %d bytes, more than %d", name, len(s), maxText)
 	}
-	if i := strings.IndexFunc(s, unprintable); i >= 0 {
+	if i := strings.IndexFunc(s, guest.Unprintable); i >= 0 {
 		return fmt.Errorf("%s holds the character %q", name, []rune(s[i:])[0])
 	}
 	return nil
-}
-
-// unprintable characters could move the cursor, reorder text or hide it.
-func unprintable(r rune) bool {
-	return r == unicode.ReplacementChar || r != ' ' && !unicode.IsGraphic(r) || unicode.Is(unicode.Zs, r) && r != ' '
 }
 
 // A key in a table is hex or the name of a key in the kernel's keyring, which

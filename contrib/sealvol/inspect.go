@@ -39,7 +39,7 @@ func (i *inspector) run(ctx context.Context, args []string, stdout io.Writer) er
 	flags := flag.NewFlagSet("inspect", flag.ContinueOnError)
 	flags.SetOutput(io.Discard) // its own reports would repeat ours
 	output := flags.String("o", "table", "output `FORMAT`: table or json")
-	guest := i.flags(flags)
+	pod := i.flags(flags)
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		flags.SetOutput(stdout)
@@ -51,7 +51,7 @@ func (i *inspector) run(ctx context.Context, args []string, stdout io.Writer) er
 	case *output != "table" && *output != "json":
 		return fmt.Errorf("%w: -o %s is neither table nor json", errUsage, *output)
 	}
-	if err := guest.check(flags); err != nil {
+	if err := pod.check(flags); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, i.timeout)
@@ -59,10 +59,10 @@ func (i *inspector) run(ctx context.Context, args []string, stdout io.Writer) er
 
 	var r report
 	var err error
-	if r.Sandbox, r.CID, err = i.find(ctx, guest, flags); err != nil {
+	if r.Sandbox, r.CID, err = i.find(ctx, pod, flags); err != nil {
 		return err
 	}
-	err = i.ask(ctx, r.CID, func(c sealvolv1.ControlService) (err error) {
+	err = i.Ask(ctx, r.CID, func(c sealvolv1.ControlService) (err error) {
 		r.Status, err = c.Status(ctx, &sealvolv1.StatusRequest{})
 		return err
 	})

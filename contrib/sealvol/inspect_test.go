@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 	"github.com/google/go-cmp/cmp"
+	"github.com/sealvol/sealvol/contrib/internal/guest"
 	sealvolv1 "github.com/sealvol/sealvol/guest/api/v1"
 	"google.golang.org/protobuf/proto"
 )
@@ -55,8 +56,8 @@ func newNode(t *testing.T, register func(*ttrpc.Server)) *node {
 		t.Fatal(err)
 	}
 	register(server)
-	guest := filepath.Join(dir, "guest")
-	l, err := net.Listen("unix", guest)
+	socket := filepath.Join(dir, "guest")
+	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,24 +66,23 @@ func newNode(t *testing.T, register func(*ttrpc.Server)) *node {
 	t.Cleanup(func() { server.Close(); <-served })
 
 	n := &node{}
-	n.inspector.guests = guests{
-		roots:   []string{filepath.Join(dir, "go"), filepath.Join(dir, "rs"), filepath.Join(dir, "absent")},
-		timeout: 10 * time.Second,
-		dial: func(ctx context.Context, cid, port uint32) (net.Conn, error) {
+	n.inspector.guests = guests{timeout: 10 * time.Second, Node: guest.Node{
+		Roots: []string{filepath.Join(dir, "go"), filepath.Join(dir, "rs"), filepath.Join(dir, "absent")},
+		Dial: func(ctx context.Context, cid, port uint32) (net.Conn, error) {
 			n.dialed = append(n.dialed, fmt.Sprintf("%d:%d", cid, port))
 			if cid != 7 {
 				return nil, errors.New("no such device")
 			}
-			return new(net.Dialer).DialContext(ctx, "unix", guest)
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
 		},
-	}
+	}}
 	return n
 }
 
 // sandbox adds a sandbox whose shim gives the answer for /agent-url.
 func (n *node) sandbox(t *testing.T, root int, id, answer string) {
 	t.Helper()
-	dir := filepath.Join(n.roots[root], id)
+	dir := filepath.Join(n.Roots[root], id)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -242,14 +242,14 @@ func TestSandboxIsFoundByUniquePrefix(t *testing.T) {
 			n.sandbox(t, 0, "large", "vsock://9999999999:1024")
 			n.sandbox(t, 0, "chatty", "vsock://7:1024"+strings.Repeat("\n", 1<<20))
 			n.sandbox(t, 0, "gone", "vsock://9:1024")
-			if err := os.MkdirAll(filepath.Join(n.roots[0], "dead"), 0o755); err != nil {
+			if err := os.MkdirAll(filepath.Join(n.Roots[0], "dead"), 0o755); err != nil {
 				t.Fatal(err)
 			}
 			_, err := n.inspect(t, tc.arg)
 			if tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
 				t.Errorf("error %v, want %q", err, tc.want)
 			}
-			if err != nil && strings.ContainsFunc(err.Error(), unprintable) {
+			if err != nil && strings.ContainsFunc(err.Error(), guest.Unprintable) {
 				t.Errorf("unprintable error %q", err)
 			}
 		})
@@ -343,7 +343,7 @@ func TestGuestThatDoesNotAnswerEndsAtTheTimeout(t *testing.T) {
 	ours, guests := net.Pipe()
 	defer guests.Close()
 	go io.Copy(io.Discard, guests)
-	n.inspector.dial = func(context.Context, uint32, uint32) (net.Conn, error) { return ours, nil }
+	n.inspector.Dial = func(context.Context, uint32, uint32) (net.Conn, error) { return ours, nil }
 	if _, err := n.inspect(t, "--timeout", "50ms", "--cid", "7"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("error %v", err)
 	}
@@ -407,7 +407,7 @@ func FuzzReport(f *testing.F) {
 			t.Fatal(err)
 		}
 		for _, c := range out.String() {
-			if c != '\n' && unprintable(c) {
+			if c != '\n' && guest.Unprintable(c) {
 				t.Fatalf("prints %q", c)
 			}
 		}

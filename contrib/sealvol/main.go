@@ -2,7 +2,7 @@
 // what is sealed, and what it shows came through the host. Where manifests are
 // written it makes and explains policies.
 //
-// It may import the guest's public packages (guest/api), package policy and what is
+// It may import the guest's public packages (guest/api), contrib/internal/guest, package policy and what is
 // below it, and nothing else of the project.
 package main
 

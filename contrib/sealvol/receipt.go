@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 
+	"github.com/sealvol/sealvol/contrib/internal/guest"
 	"github.com/sealvol/sealvol/guest/api/quote"
 	"github.com/sealvol/sealvol/guest/api/receipt"
 	sealvolv1 "github.com/sealvol/sealvol/guest/api/v1"
@@ -55,7 +56,7 @@ func (r *receiver) run(ctx context.Context, args []string, stdout io.Writer) err
 	flags.StringVar(&f.nonce, "nonce", "", "`HEX` of 16 to 64 bytes that were never used before")
 	flags.StringVar(&f.quote, "quote", "", "`FILE` for the TEE's quote; with --verify, the file that has it")
 	flags.StringVar(&f.verify, "verify", "", "check the receipt in `FILE` instead of getting one")
-	guest := r.flags(flags)
+	pod := r.flags(flags)
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		flags.SetOutput(stdout)
@@ -70,22 +71,22 @@ func (r *receiver) run(ctx context.Context, args []string, stdout io.Writer) err
 		return err
 	}
 	if f.verify != "" {
-		if flags.NArg() > 0 || *guest.cid != 0 {
+		if flags.NArg() > 0 || *pod.cid != 0 {
 			return fmt.Errorf("%w: --verify needs no guest", errUsage)
 		}
 		return verify(f, nonce, stdout)
 	}
-	if err := guest.check(flags); err != nil {
+	if err := pod.check(flags); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
-	_, cid, err := r.find(ctx, guest, flags)
+	_, cid, err := r.find(ctx, pod, flags)
 	if err != nil {
 		return err
 	}
 	var resp *sealvolv1.ReceiptResponse
-	err = r.ask(ctx, cid, func(c sealvolv1.ControlService) (err error) {
+	err = r.Ask(ctx, cid, func(c sealvolv1.ControlService) (err error) {
 		resp, err = c.Receipt(ctx, &sealvolv1.ReceiptRequest{Nonce: nonce})
 		return err
 	})
@@ -130,7 +131,7 @@ func (f receiptFlags) parse() ([]byte, error) {
 
 // checkReceipt is an error unless a guest's answer can be shown on a terminal and fits the nonce, and a quote in it the receipt.
 func checkReceipt(resp *sealvolv1.ReceiptResponse, nonce []byte) error {
-	if i := slices.IndexFunc([]rune(string(resp.Receipt)), unprintable); i >= 0 {
+	if i := slices.IndexFunc([]rune(string(resp.Receipt)), guest.Unprintable); i >= 0 {
 		return fmt.Errorf("the receipt holds the character %q", []rune(string(resp.Receipt))[i])
 	}
 	r, err := receipt.Parse(resp.Receipt)

@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 
+	"github.com/sealvol/sealvol/contrib/internal/guest"
 	"github.com/sealvol/sealvol/guest/api/receipt"
 	sealvolv1 "github.com/sealvol/sealvol/guest/api/v1"
 )
@@ -273,7 +274,7 @@ func FuzzReceiptAnswer(f *testing.F) {
 		if checkReceipt(&sealvolv1.ReceiptResponse{Receipt: encoded, Quote: quoted}, nonce) != nil {
 			return
 		}
-		if strings.ContainsFunc(string(encoded), unprintable) || !bytes.Contains(encoded, []byte(hexNonce)) {
+		if strings.ContainsFunc(string(encoded), guest.Unprintable) || !bytes.Contains(encoded, []byte(hexNonce)) {
 			t.Errorf("%q is shown", encoded)
 		}
 	})

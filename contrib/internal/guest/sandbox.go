@@ -1,4 +1,4 @@
-package main
+package guest
 
 import (
 	"context"
@@ -15,62 +15,63 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/mdlayher/vsock"
 )
 
-// sandbox is a pod sandbox that Kata's shim serves on this node.
-type sandbox struct {
-	id     string
+// Sandbox is a pod sandbox that Kata's shim serves on this node.
+type Sandbox struct {
+	ID     string
 	socket string // Kata's management socket
 }
 
-// findSandbox finds the sandbox whose id starts with prefix below the roots.
-func findSandbox(roots []string, prefix string) (sandbox, error) {
+// Find finds the sandbox whose id starts with prefix. Without one the error is an errdefs.ErrNotFound.
+func (n Node) Find(prefix string) (Sandbox, error) {
 	if !regexp.MustCompile(`^[a-zA-Z0-9_.-]{1,128}$`).MatchString(prefix) || strings.Trim(prefix, ".") == "" {
-		return sandbox{}, fmt.Errorf("%q is no sandbox id; `crictl pods -q` lists them", prefix)
+		return Sandbox{}, fmt.Errorf("%q is no sandbox id; `crictl pods -q` lists them", prefix)
 	}
-	var found []sandbox
-	for _, root := range roots {
+	var found []Sandbox
+	for _, root := range n.Roots {
 		entries, err := os.ReadDir(root)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return sandbox{}, fmt.Errorf("look for sandboxes: %w", err)
+			return Sandbox{}, fmt.Errorf("look for sandboxes: %w", err)
 		}
 		for _, e := range entries {
-			s := sandbox{e.Name(), filepath.Join(root, e.Name(), "shim-monitor.sock")}
+			s := Sandbox{e.Name(), filepath.Join(root, e.Name(), "shim-monitor.sock")}
 			fi, err := os.Stat(s.socket)
 			if err != nil || fi.Mode().Type() != fs.ModeSocket {
 				continue
 			}
-			if s.id == prefix {
+			if s.ID == prefix {
 				return s, nil
 			}
-			if strings.HasPrefix(s.id, prefix) {
+			if strings.HasPrefix(s.ID, prefix) {
 				found = append(found, s)
 			}
 		}
 	}
 	switch len(found) {
 	case 0:
-		return sandbox{}, fmt.Errorf("no running Kata sandbox %q below %s: `crictl pods` shows which pods run, and their ids", prefix, strings.Join(roots, ", "))
+		return Sandbox{}, fmt.Errorf("no running Kata sandbox %q below %s: `crictl pods` shows which pods run, and their ids: %w", prefix, strings.Join(n.Roots, ", "), errdefs.ErrNotFound)
 	case 1:
 		return found[0], nil
 	}
 	var ids []string
 	for _, s := range found {
-		ids = append(ids, s.id)
+		ids = append(ids, s.ID)
 	}
 	slices.Sort(ids)
-	return sandbox{}, fmt.Errorf("%q is the start of %d sandboxes, give more of the id: %s", prefix, len(ids), strings.Join(ids, ", "))
+	return Sandbox{}, fmt.Errorf("%q is the start of %d sandboxes, give more of the id: %s", prefix, len(ids), strings.Join(ids, ", "))
 }
 
 // agentURL is what Kata answers for a hypervisor with vhost-vsock.
 var agentURL = regexp.MustCompile(`^vsock://([0-9]{1,10}):[0-9]{1,10}$`)
 
-// cid asks Kata's shim where the guest is.
-func (s sandbox) cid(ctx context.Context) (uint32, error) {
+// CID asks Kata's shim where the guest is.
+func (s Sandbox) CID(ctx context.Context) (uint32, error) {
 	transport := &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
