@@ -1,0 +1,156 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"github.com/containerd/errdefs"
+
+	"github.com/sealvol/sealvol/contrib/csi/internal/store"
+)
+
+// NodeGetVolumeStats says how full a volume is. Only the guest that has it can
+// know: as long as none does, and of a raw block volume, the answer is its size.
+func (d *Driver) NodeGetVolumeStats(ctx context.Context, r *csi.NodeGetVolumeStatsRequest) (*csi.NodeGetVolumeStatsResponse, error) {
+	if err := checkID(r.GetVolumeId()); err != nil {
+		return nil, err
+	}
+	if r.GetVolumePath() == "" {
+		return nil, fmt.Errorf("no volume path: %w", errdefs.ErrInvalidArgument)
+	}
+	v, err := d.get(r.VolumeId)
+	if err != nil {
+		return nil, err
+	}
+	use, err := d.use(v)
+	if err != nil {
+		return nil, err
+	}
+	if !d.isAt(use, r.VolumePath, r.GetStagingTargetPath()) {
+		return nil, fmt.Errorf("volume %q is not published at %q: %w", v.ID, r.VolumePath, errdefs.ErrNotFound)
+	}
+	size := &csi.VolumeUsage{Unit: csi.VolumeUsage_BYTES, Total: v.Bytes}
+	told, err := d.Guests.Volume(ctx, v.ID)
+	if errdefs.IsNotFound(err) {
+		return &csi.NodeGetVolumeStatsResponse{Usage: []*csi.VolumeUsage{size}}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("volume %q: %w", v.ID, err)
+	}
+	usage := told.GetUsage()
+	if usage == nil { // it is closed just now
+		return &csi.NodeGetVolumeStatsResponse{Usage: []*csi.VolumeUsage{size}}, nil
+	}
+	return &csi.NodeGetVolumeStatsResponse{Usage: []*csi.VolumeUsage{
+		{
+			Unit:  csi.VolumeUsage_BYTES,
+			Total: int64(usage.TotalBytes), Available: int64(usage.AvailableBytes), Used: int64(usage.UsedBytes),
+		},
+		{
+			Unit:  csi.VolumeUsage_INODES,
+			Total: int64(usage.TotalInodes), Available: int64(usage.FreeInodes), Used: int64(usage.TotalInodes - usage.FreeInodes),
+		},
+	}}, nil
+}
+
+// get gives a volume by its id or, for one of a pod's manifest, by kubelet's.
+func (d *Driver) get(given string) (store.Volume, error) {
+	if v, err := d.Volumes.Get(inlineID(given)); err == nil {
+		return v, nil
+	}
+	return d.Volumes.Get(given)
+}
+
+// isAt says whether a volume is published at a path, or, as a block device, staged.
+func (d *Driver) isAt(use use, path, staged string) bool {
+	resolved, err := resolve(path)
+	if err != nil {
+		return false
+	}
+	return use.attached && path == staged || slices.ContainsFunc(use.targets, func(p place) bool { return p.path == resolved })
+}
+
+// NodeGetVolumeHealth says what is wrong with a volume.
+func (d *Driver) NodeGetVolumeHealth(ctx context.Context, r *csi.NodeGetVolumeHealthRequest) (*csi.NodeGetVolumeHealthResponse, error) {
+	health, err := d.healthOf(ctx, r.GetVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	return &csi.NodeGetVolumeHealthResponse{VolumeHealth: health}, nil
+}
+
+// ControllerGetVolumeHealth says the same: this Controller's volumes are on its node.
+func (d *Driver) ControllerGetVolumeHealth(ctx context.Context, r *csi.ControllerGetVolumeHealthRequest) (*csi.ControllerGetVolumeHealthResponse, error) {
+	health, err := d.healthOf(ctx, r.GetVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	return &csi.ControllerGetVolumeHealthResponse{VolumeHealth: health}, nil
+}
+
+func (d *Driver) healthOf(ctx context.Context, given string) (*csi.VolumeHealth, error) {
+	if err := checkID(given); err != nil {
+		return nil, err
+	}
+	v, err := d.get(given)
+	if err != nil {
+		return nil, err
+	}
+	return &csi.VolumeHealth{VolumeId: given, HealthStatuses: d.wrong(ctx, v)}, nil
+}
+
+// ControllerListVolumeHealth lists the volumes with which something is wrong.
+func (d *Driver) ControllerListVolumeHealth(ctx context.Context, r *csi.ControllerListVolumeHealthRequest) (*csi.ControllerListVolumeHealthResponse, error) {
+	var sick []store.Volume
+	entries := map[string][]*csi.VolumeHealth_VolumeHealthEntry{}
+	for _, v := range d.Volumes.List() {
+		if wrong := d.wrong(ctx, v); len(wrong) > 0 {
+			sick, entries[v.ID] = append(sick, v), wrong
+		}
+	}
+	sick, next, err := page(sick, r.GetMaxEntries(), r.GetStartingToken())
+	if err != nil {
+		return nil, err
+	}
+	response := &csi.ControllerListVolumeHealthResponse{NextToken: next}
+	for _, v := range sick {
+		response.Entries = append(response.Entries, &csi.VolumeHealth{VolumeId: v.ID, HealthStatuses: entries[v.ID]})
+	}
+	return response, nil
+}
+
+// wrong is what is wrong with a volume: with its disk, and as the guest sees it
+// that has it. That no guest has it is nothing wrong.
+func (d *Driver) wrong(ctx context.Context, v store.Volume) []*csi.VolumeHealth_VolumeHealthEntry {
+	entry := func(status csi.VolumeHealthErrorType, reason, message string) []*csi.VolumeHealth_VolumeHealthEntry {
+		return []*csi.VolumeHealth_VolumeHealthEntry{{Status: status, Reason: reason, Message: message}}
+	}
+	switch info, err := os.Lstat(v.File); {
+	case errors.Is(err, fs.ErrNotExist):
+		return entry(csi.VolumeHealthErrorType_DATA_LOSS, "DiskLost", fmt.Sprintf("%s is not there any more", v.File))
+	case err != nil:
+		return entry(csi.VolumeHealthErrorType_INACCESSIBLE, "DiskUnreadable", err.Error())
+	case info.Size() < v.Bytes:
+		return entry(csi.VolumeHealthErrorType_DATA_LOSS, "DiskCutShort", fmt.Sprintf("%s has %d of %d bytes", v.File, info.Size(), v.Bytes))
+	}
+	told, err := d.Guests.Volume(ctx, v.ID)
+	switch {
+	case errdefs.IsNotFound(err):
+		return nil
+	case err != nil:
+		return entry(csi.VolumeHealthErrorType_INACCESSIBLE, "GuestSilent", err.Error())
+	}
+	switch told.State {
+	case "degraded":
+		return entry(csi.VolumeHealthErrorType_DEGRADED, "IOErrors",
+			fmt.Sprintf("%d reads and writes failed in the guest, the first a %s at sector %d", told.Faults.GetCount(), told.Faults.GetFirstOperation(), told.Faults.GetFirstSector()))
+	case "failed":
+		return entry(csi.VolumeHealthErrorType_INACCESSIBLE, "SealingFailed", told.Error)
+	}
+	return nil
+}

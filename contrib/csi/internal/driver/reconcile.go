@@ -1,0 +1,56 @@
+package driver
+
+import (
+	"github.com/containerd/errdefs"
+)
+
+// Reconcile brings records and volumes together when the driver starts, before it
+// answers: a record of a volume that is gone is removed, and so is a volume of a
+// pod's manifest that is published nowhere, since nobody can ask for it again: its
+// key was in its guest. The folders are kubelet's to unpublish.
+func (d *Driver) Reconcile() error {
+	records, torn := d.Published.List()
+	if torn != nil {
+		d.Log.Error("records are damaged: see which and remove them; until then no volume is deleted", "error", torn)
+	}
+	for _, record := range records {
+		if !d.Volumes.Owns(record.File) {
+			continue // another driver's
+		}
+		v, err := d.Volumes.Get(record.Name)
+		if err == nil && v.File == record.File {
+			continue
+		}
+		if err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+		if err := d.Published.Remove(record.Target); err != nil {
+			return err
+		}
+		d.Log.Warn("removed the record of a volume that is gone", "volume", record.Name, "target", record.Target)
+	}
+	if torn != nil {
+		return nil
+	}
+	for _, v := range d.Volumes.List() {
+		if !isInline(v.ID) {
+			continue
+		}
+		use, err := d.use(v)
+		if err != nil {
+			return err
+		}
+		if len(use.targets) > 0 {
+			continue
+		}
+		switch err := d.Volumes.Delete(v.ID); {
+		case errdefs.IsFailedPrecondition(err):
+			d.Log.Warn("a volume whose pod is gone is still in use and stays until the next start", "volume", v.ID, "error", err)
+		case err != nil:
+			return err
+		default:
+			d.Log.Warn("deleted the volume of a pod that is gone", "volume", v.ID)
+		}
+	}
+	return nil
+}

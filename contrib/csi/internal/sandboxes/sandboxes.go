@@ -1,0 +1,139 @@
+// Package sandboxes asks the guest that has a volume about it.
+//
+// Hotplug requests and policies have different names for a volume. What belongs
+// together is seen in the bundles of the containers: the bind mount whose source
+// is that of a hotplug request (hotplug.Source) says in which sandbox, container
+// and place the volume is, and the guest says the same of its volumes.
+//
+// It may import contrib/internal/guest, guest/api and shim/hotplug, and nothing
+// else of the project.
+package sandboxes
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/sealvol/sealvol/contrib/internal/guest"
+	sealvolv1 "github.com/sealvol/sealvol/guest/api/v1"
+	"github.com/sealvol/sealvol/shim/hotplug"
+)
+
+const (
+	// Bundles is where containerd keeps the bundles of its containers, below a folder for each namespace.
+	Bundles = "/run/containerd/io.containerd.runtime.v2.task"
+
+	// containerName and sandboxID are annotations of containerd's CRI plugin, pkg/cri/annotations.
+	containerName = "io.kubernetes.cri.container-name"
+	sandboxID     = "io.kubernetes.cri.sandbox-id"
+
+	maxSpec = 8 << 20 // bytes of a config.json
+)
+
+// Sandboxes are the sandboxes of a node.
+type Sandboxes struct {
+	// Bundles is [Bundles] but in tests.
+	Bundles string
+	Node    guest.Node
+	// Timeout limits what a guest may take for its answer.
+	Timeout time.Duration
+}
+
+// place is where a container has a volume.
+type place struct{ sandbox, container, path string }
+
+// Volume asks the guest that has the volume of that name in hotplug requests. One
+// that no container has is an errdefs.ErrNotFound; where a container has it and
+// its guest does not answer or does not know it, the error is an errdefs.ErrUnavailable.
+func (s Sandboxes) Volume(ctx context.Context, name string) (*sealvolv1.Volume, error) {
+	p, err := s.find(name)
+	if err != nil {
+		return nil, err
+	}
+	v, err := s.ask(ctx, p)
+	if err != nil {
+		return nil, fmt.Errorf("sandbox %s: %w: %w", p.sandbox, err, errdefs.ErrUnavailable)
+	}
+	return v, nil
+}
+
+func (s Sandboxes) ask(ctx context.Context, p place) (*sealvolv1.Volume, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.Timeout)
+	defer cancel()
+	sandbox, err := s.Node.Find(p.sandbox)
+	if err != nil {
+		return nil, err
+	}
+	cid, err := sandbox.CID(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var status *sealvolv1.StatusResponse
+	err = s.Node.Ask(ctx, cid, func(c sealvolv1.ControlService) (err error) {
+		status, err = c.Status(ctx, &sealvolv1.StatusRequest{})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range status.GetVolumes() {
+		if slices.ContainsFunc(v.GetMounts(), func(m *sealvolv1.Mount) bool { return m.GetContainer() == p.container && m.GetPath() == p.path }) {
+			return v, nil
+		}
+	}
+	return nil, fmt.Errorf("its guest has no volume at %q of container %q now", p.path, p.container)
+}
+
+// find finds a container that has the volume.
+func (s Sandboxes) find(name string) (place, error) {
+	paths, err := filepath.Glob(filepath.Join(s.Bundles, "*", "*", "config.json"))
+	if err != nil {
+		return place{}, err
+	}
+	for _, path := range paths {
+		spec, err := readSpec(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // the container has ended meanwhile
+		}
+		if err != nil {
+			return place{}, fmt.Errorf("%s: %w", path, err)
+		}
+		sandbox := spec.Annotations[sandboxID]
+		for _, m := range spec.Mounts {
+			if m.Source == hotplug.Source(sandbox, name) {
+				return place{sandbox, spec.Annotations[containerName], m.Destination}, nil
+			}
+		}
+	}
+	return place{}, fmt.Errorf("no container has volume %q: %w", name, errdefs.ErrNotFound)
+}
+
+// readSpec reads the specification of a container. The file is another program's,
+// so what is not known here is not minded.
+func readSpec(path string) (specs.Spec, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return specs.Spec{}, err
+	}
+	defer file.Close()
+	var text strings.Builder
+	if _, err := io.Copy(&text, io.LimitReader(file, maxSpec)); err != nil {
+		return specs.Spec{}, err
+	}
+	var spec specs.Spec
+	if err := json.Unmarshal([]byte(text.String()), &spec); err != nil {
+		return specs.Spec{}, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+	}
+	return spec, nil
+}

@@ -1,0 +1,433 @@
+// Package store keeps volumes as sparse files in a folder of the host, and never
+// promises more of the disk than there is:
+//
+//	ROOT/lock                 held by the driver that has the folder
+//	ROOT/pvc-1/volume.json    {"version": 1, "id": "pvc-1", "bytes": 1073741824}
+//	ROOT/pvc-1/disk.img       the volume
+//	ROOT/.new-pvc-2/          being made
+//	ROOT/.gone-pvc-3/         being deleted
+//
+// A volume appears and goes with a rename of its folder, so a crash leaves a whole
+// volume or a hidden folder, which the next [Open] removes. Its volume.json is
+// written anew from the disk when it is lost, torn or does not fit the disk.
+//
+// Nothing here looks into a disk or makes a file system: a guest does. The package
+// imports shim/hotplug, for its rule of names, shim/atomicfile, and no other
+// package of the project.
+package store
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/sealvol/sealvol/shim/atomicfile"
+	"github.com/sealvol/sealvol/shim/hotplug"
+)
+
+const (
+	// Granule is what sizes are multiples of, in bytes.
+	Granule = 1 << 20
+
+	// DefaultBytes is the size of a volume that is asked for without one.
+	DefaultBytes = 1 << 30
+
+	diskName  = "disk.img"
+	stateName = "volume.json"
+	newPrefix = ".new-"
+	oldPrefix = ".gone-"
+)
+
+// Volume is a volume of a [Store].
+type Volume struct {
+	// ID is its name here and in hotplug requests, a DNS label.
+	ID string
+	// Bytes is the size of its disk.
+	Bytes int64
+	// File is its disk.
+	File string
+}
+
+// Range is the size that somebody wants, in bytes: at least Required, at most
+// Limit; 0 is no wish.
+type Range struct{ Required, Limit int64 }
+
+// Store is an open folder of volumes. Its methods may be called from many
+// goroutines; those that change something take turns.
+type Store struct {
+	root     string
+	capacity int64 // to be promised at most; 0: what the file system has
+	statfs   func(path string, stat *unix.Statfs_t) error
+	log      *slog.Logger
+	lock     *os.File
+
+	// mu is held for whole operations: capacity is of all volumes together.
+	mu      sync.Mutex
+	volumes map[string]Volume
+}
+
+// Open opens the store in a folder, which is made if need be, and mends it. Its
+// volumes are never promised more than capacity in bytes, if that is not 0, nor
+// more than the file system has. A folder that another driver has is an
+// errdefs.ErrUnavailable.
+func Open(root string, capacity int64, log *slog.Logger) (*Store, error) {
+	return open(root, capacity, unix.Statfs, log)
+}
+
+func open(root string, capacity int64, statfs func(string, *unix.Statfs_t) error, log *slog.Logger) (_ *Store, err error) {
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return nil, err
+	}
+	// What is in a disk is sealed, but not how much of it.
+	if err := os.Chmod(root, 0o700); err != nil {
+		return nil, err
+	}
+	lock, err := os.OpenFile(filepath.Join(root, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			lock.Close()
+		}
+	}()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, fmt.Errorf("%s: another driver has these volumes: stop it: %w: %w", root, err, errdefs.ErrUnavailable)
+	}
+	s := &Store{root: root, capacity: capacity, statfs: statfs, log: log, lock: lock, volumes: map[string]Volume{}}
+	return s, s.load()
+}
+
+// Close lets another driver have the folder.
+func (s *Store) Close() error { return s.lock.Close() }
+
+// load finds the volumes, and mends what a crash left.
+func (s *Store) load() error {
+	entries, err := os.ReadDir(s.root)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		name := entry.Name()
+		path := filepath.Join(s.root, name)
+		switch {
+		case strings.HasPrefix(name, newPrefix) || strings.HasPrefix(name, oldPrefix):
+			if err := os.RemoveAll(path); err != nil {
+				return err
+			}
+			s.log.Warn("removed a volume that was half made or half deleted", "folder", path)
+		case hotplug.CheckName(name) != nil || !entry.IsDir():
+			continue // the lock, lost+found
+		default:
+			v, err := s.mend(name)
+			if err != nil {
+				// One broken folder must not take the others from their pods.
+				s.log.Error("this is no volume, and is left alone; see what it is and remove it", "folder", path, "error", err)
+				continue
+			}
+			s.volumes[name] = v
+		}
+	}
+	return nil
+}
+
+// mend gives a volume of the disk. What volume.json says is only believed if it
+// fits the disk.
+func (s *Store) mend(id string) (Volume, error) {
+	v := Volume{ID: id, File: filepath.Join(s.root, id, diskName)}
+	told, stateErr := readState(s.state(id))
+	info, err := os.Lstat(v.File)
+	if errors.Is(err, fs.ErrNotExist) && stateErr == nil && told.id == id {
+		// It stays a volume, so that it is reported as lost and can be deleted.
+		s.log.Error("the disk of a volume is lost", "volume", id, "file", v.File)
+		v.Bytes = told.bytes
+		return v, nil
+	}
+	if err != nil {
+		return Volume{}, err
+	}
+	if !info.Mode().IsRegular() {
+		return Volume{}, fmt.Errorf("%s is %v: %w", v.File, info.Mode(), errdefs.ErrDataLoss)
+	}
+	v.Bytes = info.Size()
+	if stateErr == nil && told == (state{id, v.Bytes}) {
+		return v, nil
+	}
+	if stateErr == nil {
+		stateErr = fmt.Errorf("it says %q of %d bytes", told.id, told.bytes)
+	}
+	s.log.Warn("volume.json is written anew from the disk", "volume", id, "bytes", v.Bytes, "error", stateErr)
+	return v, s.write(v, s.state(id))
+}
+
+func (s *Store) state(id string) string { return filepath.Join(s.root, id, stateName) }
+
+func (s *Store) write(v Volume, path string) error {
+	data, err := state{v.ID, v.Bytes}.encode()
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(path, data, 0o600)
+}
+
+// Create makes a volume, or gives the one that is there if its size will do.
+// One of another size is an errdefs.ErrAlreadyExists, a size that cannot be an
+// errdefs.ErrOutOfRange, one that does not fit any more an
+// errdefs.ErrResourceExhausted.
+func (s *Store) Create(id string, size Range) (Volume, error) {
+	if err := hotplug.CheckName(id); err != nil {
+		return Volume{}, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	bytes, err := size.bytes()
+	if err != nil {
+		return Volume{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if v, ok := s.volumes[id]; ok {
+		if v.Bytes < size.Required || size.Limit > 0 && v.Bytes > size.Limit {
+			return Volume{}, fmt.Errorf("volume %q has %d bytes, not between %d and %d: %w", id, v.Bytes, size.Required, size.Limit, errdefs.ErrAlreadyExists)
+		}
+		return v, nil
+	}
+	if err := s.reserve(bytes); err != nil {
+		return Volume{}, fmt.Errorf("volume %q: %w", id, err)
+	}
+	v := Volume{ID: id, Bytes: bytes, File: filepath.Join(s.root, id, diskName)}
+	if err := s.make(v); err != nil {
+		return Volume{}, fmt.Errorf("make volume %q: %w", id, err)
+	}
+	s.volumes[id] = v
+	return v, nil
+}
+
+// make makes the folder of a volume, whole or not at all.
+func (s *Store) make(v Volume) (err error) {
+	fresh := filepath.Join(s.root, newPrefix+v.ID)
+	if err := os.RemoveAll(fresh); err != nil {
+		return err
+	}
+	if err := os.Mkdir(fresh, 0o700); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(fresh))
+		}
+	}()
+	disk, err := os.OpenFile(filepath.Join(fresh, diskName), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(disk.Truncate(v.Bytes), disk.Sync(), disk.Close()); err != nil {
+		return err
+	}
+	if err := s.write(v, filepath.Join(fresh, stateName)); err != nil { // syncs the folder too
+		return err
+	}
+	if err := os.Rename(fresh, filepath.Join(s.root, v.ID)); err != nil {
+		return err
+	}
+	return s.sync()
+}
+
+func (s *Store) sync() error {
+	dir, err := os.Open(s.root)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// Owns says whether a file is where this store has its disks, of volumes that are gone too.
+func (s *Store) Owns(file string) bool {
+	return filepath.Base(file) == diskName && filepath.Dir(filepath.Dir(file)) == s.root
+}
+
+// Get gives a volume; one that is not there is an errdefs.ErrNotFound.
+func (s *Store) Get(id string) (Volume, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.get(id)
+}
+
+func (s *Store) get(id string) (Volume, error) {
+	v, ok := s.volumes[id]
+	if !ok {
+		return Volume{}, fmt.Errorf("no volume %q on this node: %w", id, errdefs.ErrNotFound)
+	}
+	return v, nil
+}
+
+// List gives all volumes, sorted by id.
+func (s *Store) List() []Volume {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.SortedFunc(maps.Values(s.volumes), func(a, b Volume) int { return cmp.Compare(a.ID, b.ID) })
+}
+
+// Expand makes a volume larger. A volume that is large enough stays as it is, one
+// that a sandbox has is an errdefs.ErrFailedPrecondition, and else the errors are
+// those of [Store.Create].
+func (s *Store) Expand(id string, size Range) (Volume, error) {
+	bytes, err := size.bytes()
+	if err != nil {
+		return Volume{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v, err := s.get(id)
+	if err != nil {
+		return Volume{}, err
+	}
+	if size.Limit > 0 && v.Bytes > size.Limit {
+		return Volume{}, fmt.Errorf("volume %q has %d bytes already, more than %d: %w", id, v.Bytes, size.Limit, errdefs.ErrOutOfRange)
+	}
+	if v.Bytes >= size.Required {
+		return v, nil
+	}
+	disk, err := lockDisk(v)
+	if err != nil {
+		return Volume{}, err
+	}
+	defer disk.Close()
+	if err := s.reserve(bytes - v.Bytes); err != nil {
+		return Volume{}, fmt.Errorf("volume %q: %w", id, err)
+	}
+	larger := v
+	larger.Bytes = bytes
+	if err := errors.Join(disk.Truncate(bytes), disk.Sync()); err != nil {
+		return Volume{}, errors.Join(fmt.Errorf("expand volume %q: %w", id, err), disk.Truncate(v.Bytes))
+	}
+	if err := s.write(larger, s.state(id)); err != nil {
+		// Nobody has written beyond the old end: we have the disk's lock.
+		return Volume{}, errors.Join(fmt.Errorf("expand volume %q: %w", id, err), disk.Truncate(v.Bytes))
+	}
+	s.volumes[id] = larger
+	return larger, nil
+}
+
+// Delete removes a volume with its data. One that is not there is no error, one
+// that a sandbox has an errdefs.ErrFailedPrecondition.
+func (s *Store) Delete(id string) error {
+	if err := hotplug.CheckName(id); err != nil {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	disk, err := lockDisk(Volume{ID: id, File: filepath.Join(s.root, id, diskName)})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err == nil {
+		defer disk.Close()
+	}
+	gone := filepath.Join(s.root, oldPrefix+id)
+	if err := os.RemoveAll(gone); err != nil {
+		return fmt.Errorf("delete volume %q: %w", id, err)
+	}
+	if err := os.Rename(filepath.Join(s.root, id), gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("delete volume %q: %w", id, err)
+	}
+	delete(s.volumes, id)
+	if err := errors.Join(s.sync(), os.RemoveAll(gone)); err != nil {
+		return fmt.Errorf("delete volume %q: %w", id, err)
+	}
+	return nil
+}
+
+// lockDisk opens a disk that no sandbox has: the shim holds an exclusive flock(2)
+// of the backing file for as long as its sandbox lives.
+func lockDisk(v Volume) (*os.File, error) {
+	disk, err := os.OpenFile(v.File, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(disk.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		disk.Close()
+		return nil, fmt.Errorf("volume %q: a sandbox has its disk (%w): end the pod first: %w", v.ID, err, errdefs.ErrFailedPrecondition)
+	}
+	return disk, nil
+}
+
+// Available is how many bytes can still be promised, a multiple of [Granule].
+func (s *Store) Available() (int64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.available()
+}
+
+func (s *Store) available() (int64, error) {
+	var stat unix.Statfs_t
+	if err := s.statfs(s.root, &stat); err != nil {
+		return 0, fmt.Errorf("statfs %s: %w", s.root, err)
+	}
+	free := int64(min(stat.Bavail, math.MaxInt64/uint64(stat.Bsize))) * stat.Bsize
+	var promised int64
+	for _, v := range s.volumes {
+		promised += v.Bytes
+		// What is not written yet is still to be had.
+		free -= max(0, v.Bytes-allocated(v))
+	}
+	if s.capacity > 0 {
+		free = min(free, s.capacity-promised)
+	}
+	return max(0, free/Granule*Granule), nil
+}
+
+// allocated is how many bytes of a disk the file system has given it.
+func allocated(v Volume) int64 {
+	var stat unix.Stat_t
+	if unix.Stat(v.File, &stat) != nil {
+		return 0
+	}
+	return stat.Blocks * 512
+}
+
+func (s *Store) reserve(bytes int64) error {
+	available, err := s.available()
+	if err != nil {
+		return err
+	}
+	if bytes > available {
+		return fmt.Errorf("%d bytes are asked for, %d are left on this node: %w", bytes, available, errdefs.ErrResourceExhausted)
+	}
+	return nil
+}
+
+// bytes is the size of a volume that somebody wants so.
+func (r Range) bytes() (int64, error) {
+	if r.Required < 0 || r.Limit < 0 {
+		return 0, fmt.Errorf("a size of %d to %d bytes is negative: %w", r.Required, r.Limit, errdefs.ErrInvalidArgument)
+	}
+	if r.Limit > 0 && r.Limit < r.Required {
+		return 0, fmt.Errorf("a size of at least %d and at most %d bytes cannot be: %w", r.Required, r.Limit, errdefs.ErrInvalidArgument)
+	}
+	wanted := r.Required
+	if wanted == 0 {
+		wanted = DefaultBytes
+		if r.Limit > 0 {
+			wanted = min(wanted, r.Limit/Granule*Granule)
+		}
+	}
+	if wanted == 0 || wanted > math.MaxInt64-Granule {
+		return 0, fmt.Errorf("no volume has between %d and %d bytes: %w", r.Required, r.Limit, errdefs.ErrOutOfRange)
+	}
+	wanted = (wanted + Granule - 1) / Granule * Granule
+	if r.Limit > 0 && wanted > r.Limit {
+		return 0, fmt.Errorf("sizes are multiples of %d, none is between %d and %d: %w", Granule, r.Required, r.Limit, errdefs.ErrOutOfRange)
+	}
+	return wanted, nil
+}
