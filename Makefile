@@ -58,10 +58,11 @@ build/vmrun: $(wildcard integration/vmrun/*.go integration/image/*.go) go.mod | 
 # --- our programs -------------------------------------------------------------
 
 .PHONY: build
-build: ## build the four programs into bin/
+build: ## build the five programs into bin/
 	@$(STEP) 'bin/sealvol-nri' $(GO) build $(RELEASE) -o bin/sealvol-nri ./plugin
 	@$(STEP) 'bin/containerd-shim-kata-sealvol-v2' $(GO) build $(RELEASE) -o bin/containerd-shim-kata-sealvol-v2 ./shim
 	@$(STEP) 'bin/sealvol-guest' $(GO) build $(RELEASE) -o bin/sealvol-guest ./guest
+	@$(STEP) 'bin/sealvol-csi' $(GO) build $(RELEASE) -o bin/sealvol-csi ./contrib/csi
 	@$(STEP) 'bin/sealvol' $(GO) build $(RELEASE) -o bin/sealvol ./contrib/sealvol
 
 build/testbed: always

@@ -48,7 +48,7 @@ or, without a claim:
   - name: encrypted
     csi: {driver: coco-local-csi, volumeAttributes: {size: 1Gi}}
 
-The driver needs the sidecars of contrib/csi/deploy, and on the node sealvol-nri,
+The driver needs the sidecars of contrib/kubernetes, and on the node sealvol-nri,
 which finds the records that the driver leaves, and sealvol's shim. A pod that does
 not run under them sees an empty folder that is not its volume.
 
