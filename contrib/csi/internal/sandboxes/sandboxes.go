@@ -63,7 +63,8 @@ func (s Sandboxes) Volume(ctx context.Context, name string) (*sealvolv1.Volume, 
 	}
 	v, err := s.ask(ctx, p)
 	if err != nil {
-		return nil, fmt.Errorf("sandbox %s: %w: %w", p.sandbox, err, errdefs.ErrUnavailable)
+		// Its class must not show: a sandbox that is not found is no volume that nobody has.
+		return nil, fmt.Errorf("sandbox %s: %v: %w", p.sandbox, err, errdefs.ErrUnavailable)
 	}
 	return v, nil
 }
