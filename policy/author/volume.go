@@ -230,7 +230,7 @@ func (f *finder) find(v corev1.Volume) (volume, bool) {
 	case v.PersistentVolumeClaim != nil:
 		return f.claimed(v)
 	case v.CSI != nil && slices.Contains(f.options.classes(), v.CSI.Driver):
-		f.refuse(errdefs.ErrFailedPrecondition, "volume %q: an inline CSI volume says no size; use an ephemeral volumeClaimTemplate", v.Name)
+		return f.inline(v), true
 	}
 	return volume{}, false
 }
@@ -242,6 +242,21 @@ func (f *finder) ephemeral(v corev1.Volume) (volume, bool) {
 		return volume{}, false
 	}
 	return f.ofClaim(v.Name, spec, false), true
+}
+
+// inline is a volume that our driver makes with the pod, of the size that its attributes say.
+func (f *finder) inline(v corev1.Volume) volume {
+	sealed := volume{name: v.Name, of: v.Name}
+	text := v.CSI.VolumeAttributes["size"]
+	quantity, err := resource.ParseQuantity(text)
+	if err == nil {
+		sealed.size, err = bytesOf(quantity)
+	}
+	if err != nil {
+		f.refuse(errdefs.ErrInvalidArgument, `volume %q: csi.volumeAttributes.size %q: %v; write how large it is to be, for example "10Gi"`, v.Name, text, err)
+	}
+	sealed.mounts = f.mounts(v.Name, v.CSI.ReadOnly != nil && *v.CSI.ReadOnly)
+	return sealed
 }
 
 // claimed is a volume whose claim outlives the pod, so that its data must have been given up in so many words.

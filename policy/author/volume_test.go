@@ -42,6 +42,32 @@ func TestAClaimOutlivesItsPodUnlessItSaysOtherwise(t *testing.T) {
 	}
 }
 
+func TestAVolumeOfOurDriverIsSealed(t *testing.T) {
+	t.Parallel()
+	_, manifest, _ := strings.Cut(claimManifest, "---\n")
+	of := func(source string) string {
+		return strings.Replace(manifest, "persistentVolumeClaim: {claimName: data}", source, 1)
+	}
+	for name, c := range map[string]struct{ source, want string }{
+		"writable":  {`csi: {driver: coco-local-csi, volumeAttributes: {size: 1Mi}}`, `"read_only": false`},
+		"read-only": {`csi: {driver: coco-local-csi, readOnly: true, volumeAttributes: {size: 1Mi}}`, `"read_only": true`},
+	} {
+		result, err := Annotate(t.Context(), []byte(of(c.source)), Options{})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		for _, want := range []string{`"size": {"min": 1048576, "max": 1048576}`, c.want} {
+			if !strings.Contains(string(result.Pods[0].Policy), want) {
+				t.Errorf("%s: no %s in\n%s", name, want, result.Pods[0].Policy)
+			}
+		}
+	}
+	if _, err := Annotate(t.Context(), []byte(of(`csi: {driver: inline.example, volumeAttributes: {size: 1Mi}}`)), Options{}); !errdefs.IsNotFound(err) {
+		t.Errorf("another driver's volume is sealed (%v)", err)
+	}
+}
+
 func TestClaimsElsewhereAreNamedWithTheirSize(t *testing.T) {
 	t.Parallel()
 	_, manifest, _ := strings.Cut(claimManifest, "---\n")
