@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"net"
 	"path"
+	"strings"
 	"sync"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -93,7 +94,8 @@ func (d *Driver) answer(ctx context.Context, request any, info *grpc.UnaryServer
 		return response, nil
 	}
 	if _, ok := status.FromError(err); !ok {
-		err = errgrpc.ToGRPC(err)
+		answer := status.Convert(errgrpc.ToGRPC(err))
+		err = status.Error(answer.Code(), strings.ReplaceAll(answer.Message(), "\n", "; "))
 	}
 	log := d.Log.With("call", path.Base(info.FullMethod), "error", err)
 	if named, ok := request.(interface{ GetVolumeId() string }); ok {

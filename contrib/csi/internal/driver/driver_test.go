@@ -647,6 +647,7 @@ func TestAStartBringsRecordsAndVolumesTogether(t *testing.T) {
 	w := newWorld(t)
 	id := w.create(t, "pvc-1").VolumeId
 	w.publishAt(t, id, w.target("a"))
+	w.publishAt(t, id, w.target("d"))
 	w.publishAt(t, "csi-1", w.target("b"), asInline)
 	w.publishAt(t, "csi-2", w.target("c"), asInline)
 	orphan, err := w.get("csi-2")
@@ -659,6 +660,7 @@ func TestAStartBringsRecordsAndVolumesTogether(t *testing.T) {
 	}
 	err = errors.Join(
 		w.Published.Remove(w.target("c")), // a boot
+		os.Remove(w.target("d")),
 		w.Published.Write(published.Volume{Name: "gone", Target: "/gone", File: filepath.Join(w.dir, "volumes/gone/disk.img")}),
 		w.Published.Write(published.Volume{Name: "theirs", Target: "/theirs", File: "/var/lib/other/disk.img"}),
 	)
@@ -669,7 +671,7 @@ func TestAStartBringsRecordsAndVolumesTogether(t *testing.T) {
 		if err := w.Reconcile(); err != nil {
 			t.Fatal(err)
 		}
-		for target, want := range map[string]bool{w.target("a"): true, w.target("b"): true, "/gone": false, "/theirs": true} {
+		for target, want := range map[string]bool{w.target("a"): true, w.target("b"): true, w.target("d"): false, "/gone": false, "/theirs": true} {
 			if _, err := w.Published.Find(target); (err == nil) != want {
 				t.Errorf("the record of %s: %v", target, err)
 			}
@@ -812,6 +814,17 @@ func TestErrorsHaveTheStatusOfTheirClass(t *testing.T) {
 		if _, err := controller.ControllerGetVolume(t.Context(), &csi.ControllerGetVolumeRequest{VolumeId: id}); status.Code(err) != want {
 			t.Errorf("%q: %v, not %v", id, err, want)
 		}
+	}
+	// What is wrong in several places is one line all the same.
+	w.create(t, "pvc-1")
+	for _, name := range []string{"0", "1"} {
+		if err := errors.Join(os.MkdirAll(string(w.Published), 0o700), os.WriteFile(filepath.Join(string(w.Published), strings.Repeat(name, 64)), nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err = controller.DeleteVolume(t.Context(), &csi.DeleteVolumeRequest{VolumeId: "pvc-1"})
+	if status.Code(err) != codes.DataLoss || strings.Count(err.Error(), "unexpected end") != 2 || strings.Contains(err.Error(), "\n") {
+		t.Errorf("two damaged records give %q", err)
 	}
 	if _, err := controller.CreateSnapshot(t.Context(), &csi.CreateSnapshotRequest{}); status.Code(err) != codes.Unimplemented {
 		t.Errorf("a snapshot gives %v", err)

@@ -1,13 +1,17 @@
 package driver
 
 import (
+	"errors"
+	"io/fs"
+	"os"
+
 	"github.com/containerd/errdefs"
 )
 
 // Reconcile brings records and volumes together when the driver starts, before it
-// answers: a record of a volume that is gone is removed, and so is a volume of a
-// pod's manifest that is published nowhere, since nobody can ask for it again: its
-// key was in its guest. The folders are kubelet's to unpublish.
+// answers: a record is removed whose volume is gone, or whose folder, so that no
+// container can have it for a source. So is a volume of a pod's manifest that is
+// published nowhere: nobody can ask for it again, since its key was in its guest.
 func (d *Driver) Reconcile() error {
 	records, torn := d.Published.List()
 	if torn != nil {
@@ -17,17 +21,19 @@ func (d *Driver) Reconcile() error {
 		if !d.Volumes.Owns(record.File) {
 			continue // another driver's
 		}
-		v, err := d.Volumes.Get(record.Name)
-		if err == nil && v.File == record.File {
-			continue
+		gone := ""
+		if v, err := d.Volumes.Get(record.Name); err != nil || v.File != record.File {
+			gone = "volume"
+		} else if _, err := os.Lstat(record.Target); errors.Is(err, fs.ErrNotExist) {
+			gone = "folder"
 		}
-		if err != nil && !errdefs.IsNotFound(err) {
-			return err
+		if gone == "" {
+			continue
 		}
 		if err := d.Published.Remove(record.Target); err != nil {
 			return err
 		}
-		d.Log.Warn("removed the record of a volume that is gone", "volume", record.Name, "target", record.Target)
+		d.Log.Warn("removed a record whose "+gone+" is gone", "volume", record.Name, "target", record.Target)
 	}
 	if torn != nil {
 		return nil
