@@ -174,8 +174,8 @@ record: build/vmrun node-artefacts build/record/record build/record/initrd.img #
 	@KATA_INITRD=$(BUILD)/record/initrd.img $(NODE) -timeout 60m -share $(TESTDATA)/recorded build/record/record $(CURDIR) $(TESTDATA)/manifests $(TESTDATA)/recorded $(NAMES)
 
 .PHONY: bench
-bench: bench-node bench-sealing bench-policy ## measure, into build/bench.json
-	@build/bench/bench merge build/bench.json build/bench/node.json build/bench/sealing.json build/bench/policy.json
+bench: bench-node bench-sealing bench-policy bench-csi ## measure, into build/bench.json
+	@build/bench/bench merge build/bench.json build/bench/node.json build/bench/sealing.json build/bench/policy.json build/bench/csi.json
 
 .PHONY: bench-node
 bench-node: build/vmrun node-artefacts build/bench/bench ## measure a node
@@ -191,6 +191,11 @@ bench-sealing: build/vmrun build/kernel/vmlinux build/bench/bench build/testbed 
 .PHONY: bench-policy
 bench-policy: build/bench/bench ## measure SetPolicy and decisions at 1, 10 and 100 volumes, and the evaluator's memory
 	@build/bench/bench policy $(BUILD)/bench/policy.json
+
+.PHONY: bench-csi
+bench-csi: build/bench/bench ## measure the CSI driver's calls
+	@$(STEP) 'CSI, per call' $(SHELL) -c "$(GO) test -run '^$$' -bench BenchmarkCSI -count 5 ./contrib/csi > build/bench/csi.txt"
+	@build/bench/bench csi $(BUILD)/bench/csi.txt $(BUILD)/bench/csi.json
 
 build/bench/bench: always
 	@$(GO) build $(RELEASE) -o $@ ./integration/bench

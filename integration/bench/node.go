@@ -18,7 +18,7 @@ const rounds = 3
 
 // benchNode measures a node in a VM of its own.
 func benchNode(root, benchmarks, output string) (err error) {
-	measured, err := goBenchmarks(benchmarks)
+	measured, err := goBenchmarks(benchmarks, "BenchmarkRPC", "rpc_")
 	if err != nil {
 		return err
 	}
@@ -46,10 +46,25 @@ func benchNode(root, benchmarks, output string) (err error) {
 	return nil
 }
 
-// goBenchmarks reads the percentiles of the gate's benchmark: lines such as
+// benchCSI gives what the CSI driver's benchmark measured, which ran before: the driver's protocol and that of Kata's agent cannot be in
+// one program, since both register a csi.proto.
+func benchCSI(benchmarks, output string) error {
+	measured, err := goBenchmarks(benchmarks, "BenchmarkCSI", "csi_")
+	if err != nil {
+		return err
+	}
+	results := measured.summarise()
+	if err := write(output, results); err != nil {
+		return err
+	}
+	printResults(results)
+	return nil
+}
+
+// goBenchmarks reads the metrics of a Go benchmark that have a name and a unit, of which it makes rows with a prefix: lines such as
 //
 //	BenchmarkRPC/StatsContainer/gate-2  9 21 ns/op  20.9 p50-µs  80.1 p99-µs
-func goBenchmarks(file string) (samples, error) {
+func goBenchmarks(file, benchmark, prefix string) (samples, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
@@ -57,12 +72,12 @@ func goBenchmarks(file string) (samples, error) {
 	measured := samples{}
 	for line := range strings.Lines(string(text)) {
 		fields := strings.Fields(line)
-		if len(fields) < 2 || !strings.HasPrefix(fields[0], "BenchmarkRPC/") {
+		if len(fields) < 2 || !strings.HasPrefix(fields[0], benchmark+"/") {
 			continue
 		}
-		target, _, _ := strings.Cut(strings.TrimPrefix(fields[0], "BenchmarkRPC/"), "-")
+		target, _, _ := strings.Cut(strings.TrimPrefix(fields[0], benchmark+"/"), "-")
 		for i := 2; i+1 < len(fields); i += 2 {
-			percentile, unit, ok := strings.Cut(fields[i+1], "-")
+			name, unit, ok := strings.Cut(fields[i+1], "-")
 			if !ok {
 				continue
 			}
@@ -70,11 +85,11 @@ func goBenchmarks(file string) (samples, error) {
 			if err != nil {
 				return nil, fmt.Errorf("%s: %q: %w", file, line, err)
 			}
-			measured.add("rpc_"+percentile, target, unit, v)
+			measured.add(prefix+name, target, unit, v)
 		}
 	}
 	if len(measured) == 0 {
-		return nil, fmt.Errorf("%s has no BenchmarkRPC", file)
+		return nil, fmt.Errorf("%s has no %s", file, benchmark)
 	}
 	return measured, nil
 }
