@@ -120,7 +120,7 @@ func (d *Driver) ValidateVolumeCapabilities(_ context.Context, r *csi.ValidateVo
 		return nil, err
 	}
 	for _, err := range []error{
-		checkCapabilities(r.VolumeCapabilities), checkKeys("parameter", r.GetParameters()), checkKeys("attribute", r.GetVolumeContext()),
+		checkCapabilities(r.VolumeCapabilities), checkKeys("parameter", r.GetParameters()), checkKeys("attribute", r.GetVolumeContext(), provisionerKey),
 		checkKeys("mutable parameter", r.GetMutableParameters()),
 	} {
 		if err != nil {

@@ -165,7 +165,7 @@ func (w *world) create(t *testing.T, name string) *csi.Volume {
 func (w *world) publishRequest(id, target string, change ...func(*csi.NodePublishVolumeRequest)) *csi.NodePublishVolumeRequest {
 	r := &csi.NodePublishVolumeRequest{
 		VolumeId: id, TargetPath: target, StagingTargetPath: w.staging(), VolumeCapability: capability(false, multiWriter),
-		VolumeContext: map[string]string{kubernetesPrefix + "pod.name": "web"},
+		VolumeContext: map[string]string{kubernetesPrefix + "pod.name": "web", provisionerKey: "1700000000000-1234-coco-local-csi"},
 	}
 	for _, c := range change {
 		c(r)

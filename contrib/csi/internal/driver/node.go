@@ -50,7 +50,7 @@ func (d *Driver) NodeStageVolume(_ context.Context, r *csi.NodeStageVolumeReques
 	if err := checkCapability(r.GetVolumeCapability()); err != nil {
 		return nil, err
 	}
-	if err := checkKeys("attribute", r.GetVolumeContext()); err != nil {
+	if err := checkKeys("attribute", r.GetVolumeContext(), provisionerKey); err != nil {
 		return nil, err
 	}
 	release, err := d.busy.take(r.VolumeId)
@@ -130,7 +130,7 @@ func (d *Driver) NodePublishVolume(_ context.Context, r *csi.NodePublishVolumeRe
 	if inline {
 		return d.publishInline(r, target)
 	}
-	if err := checkKeys("attribute", r.VolumeContext); err != nil {
+	if err := checkKeys("attribute", r.VolumeContext, provisionerKey); err != nil {
 		return nil, err
 	}
 	if r.GetStagingTargetPath() == "" {

@@ -26,6 +26,9 @@ const (
 
 	// kubernetesPrefix is that of parameters and attributes which Kubernetes adds.
 	kubernetesPrefix = "csi.storage.k8s.io/"
+	// provisionerKey is an attribute that external-provisioner gives each volume that
+	// it makes (pkg/controller/controller.go of v6.4.0).
+	provisionerKey = "storage.kubernetes.io/csiProvisionerIdentity"
 	// ephemeralKey is kubelet's word that a volume is written in the pod's manifest.
 	ephemeralKey = kubernetesPrefix + "ephemeral"
 	// sizeKey is the attribute of such a volume that says its size.
