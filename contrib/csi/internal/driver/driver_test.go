@@ -61,6 +61,22 @@ func TestAPublishedVolumeIsFoundByTheMountsSource(t *testing.T) {
 	}
 }
 
+// kubelet removes the folder after a call that failed, and calls again
+// (removeMountDir, pkg/volume/csi/csi_mounter.go of Kubernetes v1.34.0).
+func TestAFolderThatKubeletRemovedComesBack(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id := w.create(t, "pvc-1").VolumeId
+	w.publishAt(t, id, w.target("a"))
+	if err := os.Remove(w.target("a")); err != nil {
+		t.Fatal(err)
+	}
+	w.publishAt(t, id, w.target("a"))
+	if info, err := os.Stat(w.target("a")); err != nil || !info.IsDir() {
+		t.Errorf("there is %v (%v)", info, err)
+	}
+}
+
 func TestUnstageKeepsTheData(t *testing.T) {
 	t.Parallel()
 	for _, block := range []bool{false, true} {
@@ -271,7 +287,8 @@ func TestAFailedPublishLeavesNothing(t *testing.T) {
 	}
 }
 
-// kubelet's id of a volume of a pod's manifest: "csi-" and the hex SHA-256 of pod and volume, pkg/volume/csi/csi_attacher.go.
+// kubelet's id of a volume of a pod's manifest: "csi-" and the hex SHA-256 of pod and volume,
+// pkg/volume/csi/csi_mounter.go of Kubernetes v1.34.0.
 var inlineHandle = "csi-" + strings.Repeat("0123456789abcdef", 4)
 
 func TestAVolumeOfAPodsManifestGoesWithIt(t *testing.T) {

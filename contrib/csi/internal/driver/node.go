@@ -191,8 +191,12 @@ func (d *Driver) publish(v store.Volume, r *csi.NodePublishVolumeRequest, target
 	wanted := place{path: target, block: block, readOnly: r.Readonly}
 	for _, t := range use.targets {
 		switch {
-		case t == wanted:
+		case t == wanted && block:
 			return nil
+		case t == wanted:
+			// kubelet removes the folder itself after some errors.
+			_, err := makeTarget(target, block)
+			return err
 		case t.path == target:
 			return fmt.Errorf("volume %q is published at %s already, otherwise than is asked for now: %w", v.ID, target, errdefs.ErrAlreadyExists)
 		case r.VolumeCapability.GetAccessMode().GetMode() == csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER:
