@@ -598,6 +598,23 @@ func TestStatsAreTheGuests(t *testing.T) {
 	}
 }
 
+// Whoever runs in a guest may answer for it.
+func TestAttackAGuestsNumbersThatCannotBe(t *testing.T) {
+	t.Parallel()
+	for name, usage := range map[string]*sealvolv1.Usage{
+		"more than the disk":      {TotalBytes: 4<<20 + 1},
+		"a negative total":        {TotalBytes: 1 << 63},
+		"more used than there is": {TotalBytes: 100, UsedBytes: 101},
+		"more free than there is": {TotalBytes: 100, AvailableBytes: 101},
+		"more inodes free":        {TotalBytes: 100, TotalInodes: 1, FreeInodes: 2},
+		"negative inodes":         {TotalBytes: 100, TotalInodes: 1 << 63},
+	} {
+		if shown, err := show(usage, 4<<20); !errdefs.IsUnavailable(err) {
+			t.Errorf("%s: got %v (%v)", name, shown, err)
+		}
+	}
+}
+
 func TestHealth(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {

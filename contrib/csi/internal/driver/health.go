@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"slices"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/sealvol/sealvol/contrib/csi/internal/store"
+	sealvolv1 "github.com/sealvol/sealvol/guest/api/v1"
 )
 
 // NodeGetVolumeStats says how full a volume is. Only the guest that has it can
@@ -42,20 +44,25 @@ func (d *Driver) NodeGetVolumeStats(ctx context.Context, r *csi.NodeGetVolumeSta
 	if err != nil {
 		return nil, fmt.Errorf("volume %q: %w", v.ID, err)
 	}
-	usage := told.GetUsage()
-	if usage == nil { // it is closed just now
+	if told.GetUsage() == nil { // it is closed just now
 		return &csi.NodeGetVolumeStatsResponse{Usage: []*csi.VolumeUsage{size}}, nil
 	}
-	return &csi.NodeGetVolumeStatsResponse{Usage: []*csi.VolumeUsage{
-		{
-			Unit:  csi.VolumeUsage_BYTES,
-			Total: int64(usage.TotalBytes), Available: int64(usage.AvailableBytes), Used: int64(usage.UsedBytes),
-		},
-		{
-			Unit:  csi.VolumeUsage_INODES,
-			Total: int64(usage.TotalInodes), Available: int64(usage.FreeInodes), Used: int64(usage.TotalInodes - usage.FreeInodes),
-		},
-	}}, nil
+	usage, err := show(told.Usage, v.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("volume %q: %w", v.ID, err)
+	}
+	return &csi.NodeGetVolumeStatsResponse{Usage: usage}, nil
+}
+
+// show is a guest's word in CSI's terms, if it can be true of a disk of that size.
+func show(u *sealvolv1.Usage, bytes int64) ([]*csi.VolumeUsage, error) {
+	if u.TotalBytes > uint64(bytes) || max(u.UsedBytes, u.AvailableBytes) > u.TotalBytes || u.FreeInodes > u.TotalInodes || u.TotalInodes > math.MaxInt64 {
+		return nil, fmt.Errorf("its guest says what cannot be of %d bytes, %v: %w", bytes, u, errdefs.ErrUnavailable)
+	}
+	return []*csi.VolumeUsage{
+		{Unit: csi.VolumeUsage_BYTES, Total: int64(u.TotalBytes), Available: int64(u.AvailableBytes), Used: int64(u.UsedBytes)},
+		{Unit: csi.VolumeUsage_INODES, Total: int64(u.TotalInodes), Available: int64(u.FreeInodes), Used: int64(u.TotalInodes - u.FreeInodes)},
+	}, nil
 }
 
 // get gives a volume by its id or, for one of a pod's manifest, by kubelet's.
@@ -148,9 +155,9 @@ func (d *Driver) wrong(ctx context.Context, v store.Volume) []*csi.VolumeHealth_
 	switch told.State {
 	case "degraded":
 		return entry(csi.VolumeHealthErrorType_DEGRADED, "IOErrors",
-			fmt.Sprintf("%d reads and writes failed in the guest, the first a %s at sector %d", told.Faults.GetCount(), told.Faults.GetFirstOperation(), told.Faults.GetFirstSector()))
+			fmt.Sprintf("%d reads and writes failed in the guest, the first a %.20q at sector %d", told.Faults.GetCount(), told.Faults.GetFirstOperation(), told.Faults.GetFirstSector()))
 	case "failed":
-		return entry(csi.VolumeHealthErrorType_INACCESSIBLE, "SealingFailed", told.Error)
+		return entry(csi.VolumeHealthErrorType_INACCESSIBLE, "SealingFailed", fmt.Sprintf("its guest says %.300q", told.Error))
 	}
 	return nil
 }
