@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net"
 	"os"
@@ -45,6 +46,9 @@ func TestAPublishedVolumeIsFoundByTheMountsSource(t *testing.T) {
 	want := published.Volume{Name: id, Target: w.target("mount"), File: v.File, ReadOnly: true}
 	if err != nil || got != want {
 		t.Errorf("the record is %+v (%v), not %+v", got, err, want)
+	}
+	if info, err := os.Stat(w.target("mount")); err != nil || info.Mode() != fs.ModeDir {
+		t.Errorf("the folder is %v (%v): a container without the plugin could write there", info.Mode(), err)
 	}
 	if len(w.devices.attached)+len(w.devices.bound) > 0 {
 		t.Errorf("a mounted volume made devices %v, %v", w.devices.attached, w.devices.bound)
@@ -234,7 +238,7 @@ func TestFilesInATargetAreNotDeleted(t *testing.T) {
 	id := w.create(t, "pvc-1").VolumeId
 	w.publishAt(t, id, w.target("a"))
 	file := filepath.Join(w.target("a"), "of-a-container-that-had-no-plugin")
-	if err := os.WriteFile(file, nil, 0o600); err != nil {
+	if err := errors.Join(os.Chmod(w.target("a"), 0o700), os.WriteFile(file, nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	_, err := w.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: id, TargetPath: w.target("a")})
