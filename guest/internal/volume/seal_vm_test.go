@@ -287,6 +287,15 @@ func TestVMDataComesBackAndTheDiskHoldsCiphertext(t *testing.T) {
 		}
 		status := m.Status()[0]
 		t.Log(status)
+		at(t, m, "v", func(dir string) {
+			var df unix.Statfs_t
+			if err := unix.Statfs(dir, &df); err != nil {
+				t.Fatal(err)
+			}
+			if got := status.Usage; got.GetTotalBytes() != df.Blocks*uint64(df.Bsize) || got.UsedBytes < 128*4096 || got.TotalInodes != df.Files {
+				t.Errorf("usage %v is not what df shows, %+v", got, df)
+			}
+		})
 		// "aegis128-aesni", "authenc(hmac(sha256-…),xts-aes-aesni)": of what the suite is, whatever the processor has.
 		if cipher, _, _ := strings.Cut(status.Suite, "-"); !strings.Contains(status.CipherDriver, cipher) {
 			t.Errorf("suite %s has the driver %q", status.Suite, status.CipherDriver)

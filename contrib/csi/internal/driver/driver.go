@@ -47,10 +47,11 @@ type Devices interface {
 
 // Guests are the guests of this node.
 type Guests interface {
-	// Volume is what a guest says of the volume of that name in hotplug requests.
-	// One that no sandbox has is an errdefs.ErrNotFound; one whose guest does not
-	// answer, or does not know it, an errdefs.ErrUnavailable.
-	Volume(ctx context.Context, name string) (*sealvolv1.Volume, error)
+	// Volume is what a guest says of the volume of that name in hotplug requests,
+	// which is published at the targets. One that no sandbox has is an
+	// errdefs.ErrNotFound; one whose guest does not answer, or does not know it, an
+	// errdefs.ErrUnavailable.
+	Volume(ctx context.Context, name string, targets []string) (*sealvolv1.Volume, error)
 }
 
 // Driver answers Identity, Controller and Node for one node.

@@ -80,7 +80,7 @@ type fakeGuests struct {
 	err     error
 }
 
-func (f *fakeGuests) Volume(_ context.Context, name string) (*sealvolv1.Volume, error) {
+func (f *fakeGuests) Volume(_ context.Context, name string, _ []string) (*sealvolv1.Volume, error) {
 	if f.err != nil {
 		return nil, f.err
 	}

@@ -37,7 +37,7 @@ func (d *Driver) NodeGetVolumeStats(ctx context.Context, r *csi.NodeGetVolumeSta
 		return nil, fmt.Errorf("volume %q is not published at %q: %w", v.ID, r.VolumePath, errdefs.ErrNotFound)
 	}
 	size := &csi.VolumeUsage{Unit: csi.VolumeUsage_BYTES, Total: v.Bytes}
-	told, err := d.Guests.Volume(ctx, v.ID)
+	told, err := d.Guests.Volume(ctx, v.ID, use.paths())
 	if errdefs.IsNotFound(err) {
 		return &csi.NodeGetVolumeStatsResponse{Usage: []*csi.VolumeUsage{size}}, nil
 	}
@@ -145,7 +145,11 @@ func (d *Driver) wrong(ctx context.Context, v store.Volume) []*csi.VolumeHealth_
 	case info.Size() < v.Bytes:
 		return entry(csi.VolumeHealthErrorType_DATA_LOSS, "DiskCutShort", fmt.Sprintf("%s has %d of %d bytes", v.File, info.Size(), v.Bytes))
 	}
-	told, err := d.Guests.Volume(ctx, v.ID)
+	use, err := d.use(v)
+	if err != nil {
+		return entry(csi.VolumeHealthErrorType_INACCESSIBLE, "NodeUnreadable", err.Error())
+	}
+	told, err := d.Guests.Volume(ctx, v.ID, use.paths())
 	switch {
 	case errdefs.IsNotFound(err):
 		return nil

@@ -352,6 +352,13 @@ type use struct {
 	targets  []place
 }
 
+func (u use) paths() (paths []string) {
+	for _, t := range u.targets {
+		paths = append(paths, t.path)
+	}
+	return paths
+}
+
 func (d *Driver) use(v store.Volume) (use, error) {
 	attached, bound, err := d.Devices.State(v.File)
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -34,12 +35,15 @@ const (
 	// Bundles is where containerd keeps the bundles of its containers, below a folder for each namespace.
 	Bundles = "/run/containerd/io.containerd.runtime.v2.task"
 
-	// containerName and sandboxID are annotations of containerd's CRI plugin, pkg/cri/annotations.
+	// Annotations of containerd's CRI plugin, internal/cri/annotations.
 	containerName = "io.kubernetes.cri.container-name"
 	sandboxID     = "io.kubernetes.cri.sandbox-id"
+	podUID        = "io.kubernetes.cri.sandbox-uid"
 
 	maxSpec = 8 << 20 // bytes of a config.json
 )
+
+var podRE = regexp.MustCompile(`/pods/([^/]+)/volumes/kubernetes\.io~csi/[^/]+/mount$`)
 
 // Sandboxes are the sandboxes of a node.
 type Sandboxes struct {
@@ -53,11 +57,13 @@ type Sandboxes struct {
 // place is where a container has a volume.
 type place struct{ sandbox, container, path string }
 
-// Volume asks the guest that has the volume of that name in hotplug requests. One
-// that no container has is an errdefs.ErrNotFound; where a container has it and
-// its guest does not answer or does not know it, the error is an errdefs.ErrUnavailable.
-func (s Sandboxes) Volume(ctx context.Context, name string) (*sealvolv1.Volume, error) {
-	p, err := s.find(name)
+// Volume asks the guest that has the volume of that name in hotplug requests, which
+// is published at the targets: where those are in kubelet's folder of a pod, the
+// sandbox must be that pod's, since any pod may give a volume that name. One that
+// no container has is an errdefs.ErrNotFound; where a container has it and its guest
+// does not answer or does not know it, the error is an errdefs.ErrUnavailable.
+func (s Sandboxes) Volume(ctx context.Context, name string, targets []string) (*sealvolv1.Volume, error) {
+	p, err := s.find(name, targets)
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +103,8 @@ func (s Sandboxes) ask(ctx context.Context, p place) (*sealvolv1.Volume, error) 
 }
 
 // find finds a container that has the volume.
-func (s Sandboxes) find(name string) (place, error) {
+func (s Sandboxes) find(name string, targets []string) (place, error) {
+	pods := podsOf(targets)
 	paths, err := filepath.Glob(filepath.Join(s.Bundles, "*", "*", "config.json"))
 	if err != nil {
 		return place{}, err
@@ -110,6 +117,9 @@ func (s Sandboxes) find(name string) (place, error) {
 		if err != nil {
 			return place{}, fmt.Errorf("%s: %w", path, err)
 		}
+		if len(pods) > 0 && !slices.Contains(pods, spec.Annotations[podUID]) {
+			continue
+		}
 		sandbox := spec.Annotations[sandboxID]
 		for _, m := range spec.Mounts {
 			if m.Source == hotplug.Source(sandbox, name) {
@@ -118,6 +128,17 @@ func (s Sandboxes) find(name string) (place, error) {
 		}
 	}
 	return place{}, fmt.Errorf("no container has volume %q: %w", name, errdefs.ErrNotFound)
+}
+
+// podsOf gives the UIDs of the pods in whose folders of kubelet's the targets are:
+// …/pods/UID/volumes/kubernetes.io~csi/NAME/mount.
+func podsOf(targets []string) (pods []string) {
+	for _, target := range targets {
+		if m := podRE.FindStringSubmatch(target); m != nil {
+			pods = append(pods, m[1])
+		}
+	}
+	return pods
 }
 
 // readSpec reads the specification of a container. The file is another program's,

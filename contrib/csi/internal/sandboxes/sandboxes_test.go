@@ -86,7 +86,7 @@ func newWorld(t *testing.T, status control) *world {
 // container puts the bundle of a container on the node.
 func (w *world) container(t *testing.T, id, sandbox, name string, mounts ...specs.Mount) {
 	t.Helper()
-	text, err := json.Marshal(specs.Spec{Version: "1.3.0", Mounts: mounts, Annotations: map[string]string{sandboxID: sandbox, containerName: name}})
+	text, err := json.Marshal(specs.Spec{Version: "1.3.0", Mounts: mounts, Annotations: map[string]string{sandboxID: sandbox, containerName: name, podUID: "uid-of-" + sandbox}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,21 +123,37 @@ func TestAVolumeIsThatOfTheContainersPlace(t *testing.T) {
 	w.container(t, "4", "other", "a", mount("other", "pvc-3", "/data"))
 	w.container(t, "5", "other", "b", mount("box", "pvc-4", "/data")) // no source of its own sandbox
 	for id, want := range map[string]string{"pvc-1": "left", "pvc-2": "right"} {
-		if v, err := w.Volume(t.Context(), id); err != nil || v.Name != want {
+		if v, err := w.Volume(t.Context(), id, []string{"/targets/" + id}); err != nil || v.Name != want {
 			t.Errorf("%s is %v (%v), not %q", id, v, err, want)
 		}
 	}
 	for id, is := range map[string]func(error) bool{"pvc-3": errdefs.IsUnavailable, "pvc-4": errdefs.IsNotFound, "pvc-5": errdefs.IsNotFound} {
-		if v, err := w.Volume(t.Context(), id); !is(err) {
+		if v, err := w.Volume(t.Context(), id, []string{"/targets/" + id}); !is(err) {
 			t.Errorf("%s is %v (%v)", id, v, err)
 		}
+	}
+}
+
+// The names in hotplug requests are, for some volumes, those of a pod's annotations.
+func TestAttackAPodThatNamesItsVolumeLikeAnothers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, twoVolumes)
+	w.container(t, "1", "box", "a", mount("box", "pvc-1", "/data"))
+	target := func(uid string) []string {
+		return []string{"/var/lib/kubelet/pods/" + uid + "/volumes/kubernetes.io~csi/pvc-1/mount"}
+	}
+	if v, err := w.Volume(t.Context(), "pvc-1", target("uid-of-victim")); !errdefs.IsNotFound(err) {
+		t.Errorf("another pod's guest answers for the volume: %v (%v)", v, err)
+	}
+	if v, err := w.Volume(t.Context(), "pvc-1", target("uid-of-box")); err != nil || v.Name != "left" {
+		t.Errorf("got %v (%v)", v, err)
 	}
 }
 
 func TestANodeWithoutContainersHasNoVolumes(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, twoVolumes)
-	if v, err := w.Volume(t.Context(), "pvc-1"); !errdefs.IsNotFound(err) {
+	if v, err := w.Volume(t.Context(), "pvc-1", nil); !errdefs.IsNotFound(err) {
 		t.Errorf("got %v (%v)", v, err)
 	}
 }
@@ -176,7 +192,7 @@ func TestAGuestThatSaysNothingIsUnavailable(t *testing.T) {
 			if test.spoil != nil {
 				test.spoil(t, w)
 			}
-			v, err := w.Volume(t.Context(), "pvc-1")
+			v, err := w.Volume(t.Context(), "pvc-1", nil)
 			if !errdefs.IsUnavailable(err) || errdefs.IsNotFound(err) || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got %v (%v), not %q", v, err, test.want)
 			}
