@@ -182,6 +182,23 @@ func TestASecondPlaceIsRefusedToOneWriter(t *testing.T) {
 	}
 }
 
+// kubelet binds a device once more, in a folder of its own
+// (pkg/volume/util/volumepathhandler of Kubernetes v1.34.0), and may call again then.
+func TestKubeletsOwnBindIsNoSecondPlace(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id := w.create(t, "pvc-1").VolumeId
+	w.stage(t, id, true)
+	once := func(r *csi.NodePublishVolumeRequest) { r.VolumeCapability = capability(true, singleWriter) }
+	w.publishAt(t, id, w.target("b"), once)
+	v, err := w.Volumes.Get(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.devices.bound[w.target("a")] = v.File
+	w.publishAt(t, id, w.target("b"), once)
+}
+
 func TestAPlaceIsNotPublishedOtherwise(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

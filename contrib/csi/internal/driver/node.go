@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -189,14 +190,16 @@ func (d *Driver) publish(v store.Volume, r *csi.NodePublishVolumeRequest, target
 		return fmt.Errorf("volume %q: a raw block volume begins empty, read-only it is of no use: %w", v.ID, errdefs.ErrInvalidArgument)
 	}
 	wanted := place{path: target, block: block, readOnly: r.Readonly}
-	for _, t := range use.targets {
-		switch {
-		case t == wanted && block:
+	if slices.Contains(use.targets, wanted) {
+		if block {
 			return nil
-		case t == wanted:
-			// kubelet removes the folder itself after some errors.
-			_, err := makeTarget(target, block)
-			return err
+		}
+		// kubelet removes the folder itself after some errors.
+		_, err := makeTarget(target, block)
+		return err
+	}
+	for _, t := range use.targets { // of a device, kubelet's own binds too
+		switch {
 		case t.path == target:
 			return fmt.Errorf("volume %q is published at %s already, otherwise than is asked for now: %w", v.ID, target, errdefs.ErrAlreadyExists)
 		case r.VolumeCapability.GetAccessMode().GetMode() == csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER:
