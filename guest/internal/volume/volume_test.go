@@ -376,13 +376,7 @@ func TestOpensAgainWhereverTheDiskIs(t *testing.T) {
 	if got := m.Status()[0]; got.SizeBytes != 1<<30 || got.PciPath != "02/07" || got.Device != "vdq" {
 		t.Errorf("status %v", got)
 	}
-	if got := m.Status()[0].Usage; got.GetTotalBytes() != 4096000 || got.UsedBytes != 409600 || got.AvailableBytes != 3276800 || got.TotalInodes != 70 || got.FreeInodes != 60 {
-		t.Errorf("usage %v is not that of the file system", got)
-	}
 	mustRelease(t, m)
-	if got := m.Status()[0].Usage; got != nil {
-		t.Errorf("a closed volume has usage %v", got)
-	}
 	w.plug("02/07", "vdq", 1<<30-512, 10)
 	if err := m.Acquire(t.Context(), "c", "v", spec(), path(t, "02/07")); !errdefs.IsFailedPrecondition(err) || w.left() != closed {
 		t.Errorf("a smaller disk: %v, left: %s", err, w.left())
@@ -791,9 +785,9 @@ func TestStatus(t *testing.T) {
 		},
 		Mounts:   []*sealvolv1.Mount{{Container: "c", Path: "/mnt/encrypted", Options: []string{"nosuid", "nodev"}}},
 		Counters: &sealvolv1.Counters{TagBytes: 4096, Mismatches: 3, ReadyMicros: uint64(m.volumes["v"].ready.Microseconds())},
-		Usage:    &sealvolv1.Usage{TotalBytes: 4096000, UsedBytes: 409600, AvailableBytes: 3276800, TotalInodes: 70, FreeInodes: 60},
 		Created:  m.volumes["v"].created.Unix(),
 		Opened:   m.volumes["v"].opened.Unix(),
+		Usage:    &sealvolv1.Usage{TotalBytes: 4096000, UsedBytes: 409600, AvailableBytes: 3276800, TotalInodes: 70, FreeInodes: 60},
 	}
 	if want.Created <= 0 || want.Opened != want.Created {
 		t.Errorf("created at %d, opened at %d: a volume that is sealed was opened then", want.Created, want.Opened)
@@ -802,7 +796,7 @@ func TestStatus(t *testing.T) {
 		t.Error(diff)
 	}
 	mustRelease(t, m)
-	want.State, want.Device, want.PciPath, want.Mappings, want.Mounts, want.Usage, want.Counters.Mismatches = "closed", "", "", nil, nil, nil, 0
+	want.State, want.Device, want.PciPath, want.Mappings, want.Mounts, want.Counters.Mismatches, want.Usage = "closed", "", "", nil, nil, 0, nil
 	if diff := cmp.Diff(want, m.Status()[0], protocmp.Transform()); diff != "" {
 		t.Error(diff)
 	}
