@@ -54,6 +54,19 @@ func TestEmptyRequestsAreDenied(t *testing.T) {
 	}
 }
 
+// The gate asks beforehand, and does not bring to Decide what is not judged: rules of the author's own must see it all the same.
+func TestOnlyWhatPassesWhateverItSaysIsNotJudged(t *testing.T) {
+	t.Parallel()
+	for rpc, judged := range map[string]bool{"WriteStdin": false, "StartContainer": false, "CreateContainer": true, "CopyFile": true, "SetPolicy": true, "": true} {
+		if Default().Judges(rpc) != judged {
+			t.Errorf("%q is judged by the framework: %t, want %t", rpc, !judged, judged)
+		}
+		if own := load(t, "testdata/author/own-rules/policy.rego"); !own.Judges(rpc) {
+			t.Errorf("%q must be judged: the author has rules of their own", rpc)
+		}
+	}
+}
+
 func TestDecideEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
