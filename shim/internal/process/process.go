@@ -1,8 +1,8 @@
 // Package process tells processes apart and ends those that belong to a
 // sandbox, without ever taking one process for another.
 //
-// What a sandbox runs is found by a mark in the environment that its stock
-// shim is started with: the hypervisor and its helpers inherit it. It needs no
+// What a sandbox runs is found by a mark in the environment that its shim is
+// started with: the stock one, the hypervisor and its helpers inherit it. It needs no
 // list that could be out of date, and survives the death of every parent.
 package process
 

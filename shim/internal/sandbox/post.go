@@ -36,8 +36,8 @@ type letter struct {
 }
 
 // spawn starts this program again in another role and session, with more
-// environment, and with no descriptor of containerd's but stdin: `start` has ended for containerd when
-// nobody has its stdout and stderr open any more.
+// environment, and with no descriptor of containerd's but stdin: `start` has
+// ended for containerd when nobody has its stdout and stderr open any more.
 func spawn(role string, call Call, directory string, environment []string, files ...*os.File) (*post, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

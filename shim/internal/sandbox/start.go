@@ -141,7 +141,7 @@ func sweep(c config.Config, h Host, call Call) error {
 		}
 		h.Log.Warn("an orphan is ended: its shim was killed", "namespace", d.namespace, "orphan", d.sandbox)
 		orphan := call
-		orphan.Namespace, orphan.ID, orphan.Bundle, orphan.Action = d.namespace, d.sandbox, "/", "delete"
+		orphan.Namespace, orphan.ID, orphan.Bundle, orphan.Action = d.namespace, d.sandbox, d.path, "delete" // No bundle: it is found by its id.
 		p, err := spawn(RoleCleanup, orphan, "/", nil)
 		if err != nil {
 			return err
