@@ -1,8 +1,8 @@
 // Package process tells processes apart and ends those that belong to a
 // sandbox, without ever taking one process for another.
 //
-// What a sandbox runs is found by a mark in the environment that its stock
-// shim is started with: the hypervisor and its helpers inherit it. It needs no
+// What a sandbox runs is found by a mark in the environment that its shim is
+// started with: the stock one, the hypervisor and its helpers inherit it. It needs no
 // list that could be out of date, and survives the death of every parent.
 package process
 
@@ -133,17 +133,31 @@ func End(ctx context.Context, list func() ([]ID, error)) error {
 // Marked lists the living processes whose environment has that entry, NAME=value.
 func Marked(entry string) ([]ID, error) {
 	return list(func(pid int, _ stat) bool {
-		environment, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "environ"))
-		if err != nil {
-			return false // It has ended.
-		}
-		for variable := range bytes.SplitSeq(environment, []byte{0}) {
+		for variable := range bytes.SplitSeq(environment(pid), []byte{0}) {
 			if string(variable) == entry {
 				return true
 			}
 		}
 		return false
 	})
+}
+
+// environment gives a process's environment, nothing when it has ended. The
+// kernel shows none for the moment in which a process becomes another program,
+// and always for its own threads, which have no program.
+func environment(pid int) []byte {
+	folder := filepath.Join("/proc", strconv.Itoa(pid))
+	for range 20 { // Few programs are started with none.
+		data, err := os.ReadFile(filepath.Join(folder, "environ"))
+		if err != nil || len(data) > 0 {
+			return data
+		}
+		if _, err := os.Readlink(filepath.Join(folder, "exe")); err != nil {
+			return nil
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return nil
 }
 
 // Children lists the living children of this process.

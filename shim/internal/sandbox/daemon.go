@@ -173,7 +173,6 @@ func (d *daemon) startStock(ctx context.Context, bundle string) ([]byte, error) 
 	}
 	start := exec.CommandContext(ctx, d.state.StockShim, d.call.args()...)
 	start.Dir = bundle
-	start.Env = append(os.Environ(), d.mark())
 	start.Stdin = os.Stdin
 	output, err := run(start)
 	if err != nil {

@@ -43,7 +43,7 @@ func Delete(c config.Config, call Call) ([]byte, error) {
 	} else if err != nil {
 		return nil, err
 	}
-	p, err := spawn(RoleCleanup, call, "/")
+	p, err := spawn(RoleCleanup, call, "/", nil)
 	if err != nil {
 		return nil, err
 	}

@@ -35,10 +35,10 @@ type letter struct {
 	Error  string `json:"error,omitempty"`
 }
 
-// spawn starts this program again in another role and session, with no
-// descriptor of containerd's but stdin: `start` has ended for containerd when
-// nobody has its stdout and stderr open any more.
-func spawn(role string, call Call, directory string, files ...*os.File) (*post, error) {
+// spawn starts this program again in another role and session, with more
+// environment, and with no descriptor of containerd's but stdin: `start` has
+// ended for containerd when nobody has its stdout and stderr open any more.
+func spawn(role string, call Call, directory string, environment []string, files ...*os.File) (*post, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("socketpair: %w", err)
@@ -48,6 +48,7 @@ func spawn(role string, call Call, directory string, files ...*os.File) (*post, 
 	command := exec.Command("/proc/self/exe", append([]string{role}, call.args()...)...)
 	command.Args[0] = os.Args[0]
 	command.Dir = directory
+	command.Env = append(os.Environ(), environment...)
 	command.Stdin = os.Stdin
 	command.ExtraFiles = append([]*os.File{there}, files...)
 	command.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

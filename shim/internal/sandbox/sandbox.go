@@ -112,13 +112,15 @@ func (d dir) clear(h Host, s state) error {
 	return errors.Join(errs...)
 }
 
-// processes lists what the sandbox runs: what carries its mark, and for the
-// daemon its children too, since a program may have cleared its environment.
+// processes lists what the sandbox runs but for the process that asks: what
+// carries its mark, and for the daemon its children too, since a program may
+// have cleared its environment.
 func (d dir) processes() ([]process.ID, error) {
 	marked, err := process.Marked(d.mark())
 	if err != nil {
 		return nil, err
 	}
+	marked = slices.DeleteFunc(marked, func(id process.ID) bool { return id.Pid == os.Getpid() })
 	children, err := process.Children()
 	return append(marked, children...), err
 }

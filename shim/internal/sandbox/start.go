@@ -91,7 +91,8 @@ func (d dir) startDaemon(ctx context.Context, h Host, call Call, bundle string, 
 	if err := d.linkFrom(bundle); err != nil {
 		return nil, err
 	}
-	return spawn(RoleDaemon, call, bundle, lock)
+	// Marked from its first moment, nothing that it starts can escape when it is killed.
+	return spawn(RoleDaemon, call, bundle, []string{d.mark()}, lock)
 }
 
 // endKilled ends what a daemon that was killed has left behind, if there is
@@ -140,8 +141,8 @@ func sweep(c config.Config, h Host, call Call) error {
 		}
 		h.Log.Warn("an orphan is ended: its shim was killed", "namespace", d.namespace, "orphan", d.sandbox)
 		orphan := call
-		orphan.Namespace, orphan.ID, orphan.Bundle, orphan.Action = d.namespace, d.sandbox, "/", "delete"
-		p, err := spawn(RoleCleanup, orphan, "/")
+		orphan.Namespace, orphan.ID, orphan.Bundle, orphan.Action = d.namespace, d.sandbox, d.path, "delete" // No bundle: it is found by its id.
+		p, err := spawn(RoleCleanup, orphan, "/", nil)
 		if err != nil {
 			return err
 		}
