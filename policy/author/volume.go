@@ -268,21 +268,6 @@ func (f *finder) inline(v corev1.Volume) volume {
 	return sealed
 }
 
-// inline is a volume that our driver makes with the pod, of the size that its attributes say.
-func (f *finder) inline(v corev1.Volume) volume {
-	sealed := volume{name: v.Name, of: v.Name}
-	text := v.CSI.VolumeAttributes["size"]
-	quantity, err := resource.ParseQuantity(text)
-	if err == nil {
-		sealed.size, err = bytesOf(quantity)
-	}
-	if err != nil {
-		f.refuse(errdefs.ErrInvalidArgument, `volume %q: csi.volumeAttributes.size %q: %v; write how large it is to be, for example "10Gi"`, v.Name, text, err)
-	}
-	sealed.mounts = f.mounts(v.Name, v.CSI.ReadOnly != nil && *v.CSI.ReadOnly)
-	return sealed
-}
-
 // claimed is a volume whose claim outlives the pod, so that its data must have been given up in so many words.
 func (f *finder) claimed(v corev1.Volume) (volume, bool) {
 	field, name := fmt.Sprintf("volume %q", v.Name), v.PersistentVolumeClaim.ClaimName
