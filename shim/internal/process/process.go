@@ -142,12 +142,17 @@ func Marked(entry string) ([]ID, error) {
 	})
 }
 
+// becomingTime bounds how long a process that becomes another program is waited for.
+const becomingTime = 10 * time.Second
+
 // environment gives a process's environment, nothing when it has ended. The
 // kernel shows none for the moment in which a process becomes another program,
-// and always for its own threads, which have no program.
+// and no place for one either (proc_pid_stat(5), env_end); and always for its own
+// threads, which have no program.
 func environment(pid int) []byte {
 	folder := filepath.Join("/proc", strconv.Itoa(pid))
-	for range 20 { // Few programs are started with none.
+	empty := false // it has a place for its environment, and none was there
+	for begun := time.Now(); time.Since(begun) < becomingTime; {
 		data, err := os.ReadFile(filepath.Join(folder, "environ"))
 		if err != nil || len(data) > 0 {
 			return data
@@ -155,7 +160,15 @@ func environment(pid int) []byte {
 		if _, err := os.Readlink(filepath.Join(folder, "exe")); err != nil {
 			return nil
 		}
-		time.Sleep(time.Millisecond)
+		s, err := readStat(pid)
+		switch {
+		case err != nil || empty && s.environmentEnd != 0:
+			return nil
+		case s.environmentEnd != 0:
+			empty = true // Or it became one just now: once more.
+		default:
+			time.Sleep(time.Millisecond)
+		}
 	}
 	return nil
 }
@@ -221,6 +234,8 @@ type stat struct {
 	state  byte
 	parent int
 	start  uint64
+	// environmentEnd is an address, 0 before there is a program.
+	environmentEnd uint64
 }
 
 func readStat(pid int) (stat, error) {
@@ -234,8 +249,8 @@ func readStat(pid int) (stat, error) {
 	// The second field is the program's name in parentheses, and may hold any byte.
 	end := bytes.LastIndexByte(data, ')')
 	fields := strings.Fields(string(data[end+1:]))
-	const state, parent, start = 3, 4, 22 // counted from 1 in the manual
-	if end < 0 || len(fields) <= start-3 {
+	const state, parent, start, environmentEnd = 3, 4, 22, 51 // counted from 1 in the manual
+	if end < 0 || len(fields) <= environmentEnd-3 {
 		return stat{}, fmt.Errorf("/proc/%d/stat: %q", pid, data)
 	}
 	s := stat{state: fields[state-3][0]}
@@ -244,6 +259,9 @@ func readStat(pid int) (stat, error) {
 	}
 	if s.start, err = strconv.ParseUint(fields[start-3], 10, 64); err != nil {
 		return stat{}, fmt.Errorf("/proc/%d/stat: start: %w", pid, err)
+	}
+	if s.environmentEnd, err = strconv.ParseUint(fields[environmentEnd-3], 10, 64); err != nil {
+		return stat{}, fmt.Errorf("/proc/%d/stat: end of the environment: %w", pid, err)
 	}
 	return s, nil
 }
