@@ -87,6 +87,10 @@ func TestHostThatTakesTheRuntimesPlace(t *testing.T) {
 	p.Run("damaged frames", p.damagedFrames)
 	p.Run("rules that only a runtime meets", p.rulesForRuntimes)
 	p.Run("other requests", p.otherRequests)
+	p.Run("links in the share", p.linksInTheShare)
+	p.Run("containers that come again", p.recreatedContainers)
+	p.Run("device nodes in the share", p.nodesInTheShare)
+	p.Run("renamed folders", p.renamedFolders)
 
 	if diff := cmp.Diff(before, p.sealed()); diff != "" {
 		t.Errorf("what is sealed must be what it was: %s", diff)
