@@ -6,8 +6,8 @@
 // package plugin/published, by which the plugin puts a sealed volume in the place
 // of the container's mount. A raw block volume is a loop device.
 //
-// It may import the driver's other packages, plugin/published, shim/hotplug and
-// guest/api, and nothing else of the project.
+// It may import the driver's other packages, plugin/published, plugin/quantity,
+// shim/hotplug and guest/api, and nothing else of the project.
 package driver
 
 import (

@@ -410,6 +410,7 @@ func TestPublishRefuses(t *testing.T) {
 		"one of a fraction of a byte":     {size("1500m"), errdefs.IsInvalidArgument},
 		"one of more bytes than can be":   {size("8Ei"), errdefs.IsInvalidArgument},
 		"one of more bytes than there is": {size("2Gi"), errdefs.IsResourceExhausted},
+		"one that would take all memory":  {size("1.1111111111111111111111e2000000000"), errdefs.IsInvalidArgument},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

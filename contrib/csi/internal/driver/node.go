@@ -11,10 +11,10 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/containerd/errdefs"
-	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/sealvol/sealvol/contrib/csi/internal/store"
 	"github.com/sealvol/sealvol/plugin/published"
+	"github.com/sealvol/sealvol/plugin/quantity"
 )
 
 // NodeGetCapabilities says what the Node can do.
@@ -401,13 +401,9 @@ func inlineSize(attributes map[string]string) (int64, error) {
 	if !ok {
 		return 0, fmt.Errorf(`which size? write volumeAttributes: {%s: "1Gi"}: %w`, sizeKey, errdefs.ErrInvalidArgument)
 	}
-	quantity, err := resource.ParseQuantity(word)
+	bytes, err := quantity.Bytes(word)
 	if err != nil {
-		return 0, fmt.Errorf("%s %.40q: %w: %w", sizeKey, word, err, errdefs.ErrInvalidArgument)
-	}
-	bytes, ok := quantity.AsInt64()
-	if !ok || bytes <= 0 {
-		return 0, fmt.Errorf("%s %.40q is no number of bytes: %w", sizeKey, word, errdefs.ErrInvalidArgument)
+		return 0, fmt.Errorf("%s %w: %w", sizeKey, err, errdefs.ErrInvalidArgument)
 	}
 	return bytes, nil
 }
