@@ -348,8 +348,9 @@ func (s *Store) Delete(id string) error {
 	return nil
 }
 
-// lockDisk opens a disk that no sandbox has: the shim holds an exclusive flock(2)
-// of the backing file for as long as its sandbox lives.
+// lockDisk opens a disk that no sandbox has: a loop device on it, the shim's as well
+// as that of a raw block volume, has an exclusive flock(2) of it for as long as
+// anybody uses the device.
 func lockDisk(v Volume) (*os.File, error) {
 	disk, err := os.OpenFile(v.File, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
