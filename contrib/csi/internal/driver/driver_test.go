@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"github.com/sealvol/sealvol/contrib/csi/internal/store"
 	sealvolv1 "github.com/sealvol/sealvol/guest/api/v1"
 	"github.com/sealvol/sealvol/plugin/published"
 )
@@ -737,6 +738,36 @@ func TestAStartBringsRecordsAndVolumesTogether(t *testing.T) {
 				t.Errorf("volume %s: %v", id, err)
 			}
 		}
+	}
+}
+
+// A volume that the store cannot take for one, whatever is wrong with its folder,
+// is still its pod's.
+func TestAPublishedVolumeThatIsBrokenKeepsItsRecordAndIsNotDeleted(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id := w.create(t, "pvc-1").VolumeId
+	w.publishAt(t, id, w.target("a"))
+	disk := w.Volumes.Disk(id)
+	if err := errors.Join(w.Volumes.Close(), os.Remove(disk), os.Mkdir(disk, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if w.Volumes, err = store.Open(filepath.Join(w.dir, "volumes"), 0, w.Log); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.Volumes.Close() })
+	if v, err := w.Volumes.Get(id); err == nil {
+		t.Fatalf("it is not broken: %v", v)
+	}
+	if err := w.Reconcile(); err != nil {
+		t.Error(err)
+	}
+	if _, err := w.Published.Find(w.target("a")); err != nil {
+		t.Errorf("without its record the container would have the raw folder: %v", err)
+	}
+	if err := w.remove(t, id); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("it is deleted under its pod (%v)", err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/containerd/errdefs"
 )
@@ -22,8 +23,8 @@ func (d *Driver) Reconcile() error {
 			continue // another driver's
 		}
 		gone := ""
-		if v, err := d.Volumes.Get(record.Name); err != nil || v.File != record.File {
-			gone = "volume"
+		if _, err := os.Lstat(filepath.Dir(record.File)); errors.Is(err, fs.ErrNotExist) || record.File != d.Volumes.Disk(record.Name) {
+			gone = "volume" // of one that is broken it stays: its container must fail, not run without
 		} else if _, err := os.Lstat(record.Target); errors.Is(err, fs.ErrNotExist) {
 			gone = "folder"
 		}

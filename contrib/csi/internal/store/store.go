@@ -9,7 +9,9 @@
 //
 // A volume appears and goes with a rename of its folder, so a crash leaves a whole
 // volume or a hidden folder, which the next [Open] removes. Its volume.json is
-// written anew from the disk when it is lost, torn or does not fit the disk.
+// written anew from the disk when it is lost, torn or does not fit the disk. That of
+// a newer driver is left alone, and a disk that is shorter than it says is a damaged
+// volume, not a smaller one.
 //
 // Nothing here looks into a disk or makes a file system: a guest does. The package
 // imports shim/hotplug, for its rule of names, shim/atomicfile, and no other
@@ -70,6 +72,7 @@ type Store struct {
 	root     string
 	capacity int64 // to be promised at most; 0: what the file system has
 	statfs   func(path string, stat *unix.Statfs_t) error
+	sync     func(folder string) error
 	log      *slog.Logger
 	lock     *os.File
 
@@ -106,7 +109,7 @@ func open(root string, capacity int64, statfs func(string, *unix.Statfs_t) error
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil, fmt.Errorf("%s: another driver has these volumes: stop it: %w: %w", root, err, errdefs.ErrUnavailable)
 	}
-	s := &Store{root: root, capacity: capacity, statfs: statfs, log: log, lock: lock, volumes: map[string]Volume{}}
+	s := &Store{root: root, capacity: capacity, statfs: statfs, sync: syncFolder, log: log, lock: lock, volumes: map[string]Volume{}}
 	return s, s.load()
 }
 
@@ -146,7 +149,7 @@ func (s *Store) load() error {
 // mend gives a volume of the disk. What volume.json says is only believed if it
 // fits the disk.
 func (s *Store) mend(id string) (Volume, error) {
-	v := Volume{ID: id, File: filepath.Join(s.root, id, diskName)}
+	v := Volume{ID: id, File: s.Disk(id)}
 	told, stateErr := readState(s.state(id))
 	info, err := os.Lstat(v.File)
 	if errors.Is(err, fs.ErrNotExist) && stateErr == nil && told.id == id {
@@ -162,14 +165,25 @@ func (s *Store) mend(id string) (Volume, error) {
 		return Volume{}, fmt.Errorf("%s is %v: %w", v.File, info.Mode(), errdefs.ErrDataLoss)
 	}
 	v.Bytes = info.Size()
-	if stateErr == nil && told == (state{id, v.Bytes}) {
+	switch {
+	case stateErr == nil && told == (state{id, v.Bytes}):
 		return v, nil
-	}
-	if stateErr == nil {
+	case errdefs.IsFailedPrecondition(stateErr):
+		s.log.Error("volume.json is a newer driver's and stays as it is", "volume", id, "bytes", v.Bytes, "error", stateErr)
+		return v, nil
+	case stateErr == nil && told.id == id && v.Bytes < told.bytes:
+		s.log.Error("the disk of a volume is cut short", "volume", id, "file", v.File, "bytes", v.Bytes, "of", told.bytes)
+		v.Bytes = told.bytes
+		return v, nil
+	case stateErr == nil:
 		stateErr = fmt.Errorf("it says %q of %d bytes", told.id, told.bytes)
 	}
 	s.log.Warn("volume.json is written anew from the disk", "volume", id, "bytes", v.Bytes, "error", stateErr)
-	return v, s.write(v, s.state(id))
+	if err := s.write(v, s.state(id)); err != nil {
+		// The volume is whole: without it, what its pod has would count as nobody's.
+		s.log.Error("volume.json cannot be written, the next start tries again", "volume", id, "error", err)
+	}
+	return v, nil
 }
 
 func (s *Store) state(id string) string { return filepath.Join(s.root, id, stateName) }
@@ -205,7 +219,7 @@ func (s *Store) Create(id string, size Range) (Volume, error) {
 	if err := s.reserve(bytes); err != nil {
 		return Volume{}, fmt.Errorf("volume %q: %w", id, err)
 	}
-	v := Volume{ID: id, Bytes: bytes, File: filepath.Join(s.root, id, diskName)}
+	v := Volume{ID: id, Bytes: bytes, File: s.Disk(id)}
 	if err := s.make(v); err != nil {
 		return Volume{}, fmt.Errorf("make volume %q: %w", id, err)
 	}
@@ -237,14 +251,18 @@ func (s *Store) make(v Volume) (err error) {
 	if err := s.write(v, filepath.Join(fresh, stateName)); err != nil { // syncs the folder too
 		return err
 	}
-	if err := os.Rename(fresh, filepath.Join(s.root, v.ID)); err != nil {
+	whole := filepath.Join(s.root, v.ID)
+	if err := os.Rename(fresh, whole); err != nil {
 		return err
 	}
-	return s.sync()
+	if err := s.sync(s.root); err != nil {
+		return errors.Join(err, os.RemoveAll(whole))
+	}
+	return nil
 }
 
-func (s *Store) sync() error {
-	dir, err := os.Open(s.root)
+func syncFolder(folder string) error {
+	dir, err := os.Open(folder)
 	if err != nil {
 		return err
 	}
@@ -255,6 +273,9 @@ func (s *Store) sync() error {
 func (s *Store) Owns(file string) bool {
 	return filepath.Base(file) == diskName && filepath.Dir(filepath.Dir(file)) == s.root
 }
+
+// Disk is where this store has the disk of a volume, of one that is gone too.
+func (s *Store) Disk(id string) string { return filepath.Join(s.root, id, diskName) }
 
 // Get gives a volume; one that is not there is an errdefs.ErrNotFound.
 func (s *Store) Get(id string) (Volume, error) {
@@ -303,6 +324,15 @@ func (s *Store) Expand(id string, size Range) (Volume, error) {
 		return Volume{}, err
 	}
 	defer disk.Close()
+	if _, err := readState(s.state(id)); errdefs.IsFailedPrecondition(err) {
+		return Volume{}, fmt.Errorf("expand volume %q: %w", id, err)
+	}
+	switch info, err := disk.Stat(); {
+	case err != nil:
+		return Volume{}, err
+	case info.Size() < v.Bytes:
+		return Volume{}, fmt.Errorf("expand volume %q: its disk has %d of %d bytes: %w", id, info.Size(), v.Bytes, errdefs.ErrDataLoss)
+	}
 	if err := s.reserve(bytes - v.Bytes); err != nil {
 		return Volume{}, fmt.Errorf("volume %q: %w", id, err)
 	}
@@ -327,7 +357,7 @@ func (s *Store) Delete(id string) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	disk, err := lockDisk(Volume{ID: id, File: filepath.Join(s.root, id, diskName)})
+	disk, err := lockDisk(Volume{ID: id, File: s.Disk(id)})
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -342,7 +372,7 @@ func (s *Store) Delete(id string) error {
 		return fmt.Errorf("delete volume %q: %w", id, err)
 	}
 	delete(s.volumes, id)
-	if err := errors.Join(s.sync(), os.RemoveAll(gone)); err != nil {
+	if err := errors.Join(s.sync(s.root), os.RemoveAll(gone)); err != nil {
 		return fmt.Errorf("delete volume %q: %w", id, err)
 	}
 	return nil
