@@ -272,6 +272,38 @@ func TestFilesInATargetAreNotDeleted(t *testing.T) {
 	w.unpublishAt(t, id, w.target("a"))
 }
 
+// kubelet makes the folder of a subPath in the target, before the plugin refuses
+// the container (SafeMakeDir, pkg/volume/util/subpath of Kubernetes v1.34.0).
+func TestFoldersOfASubPathGoWithTheTarget(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.publishAt(t, inlineHandle, w.target("a"), asInline)
+	err := errors.Join(os.Chmod(w.target("a"), 0o700), os.MkdirAll(w.target("a/one/two"), 0o700), os.Mkdir(w.target("a/three"), 0o700))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.unpublishAt(t, inlineHandle, w.target("a"))
+	if left := w.residue(t); len(left) > 0 {
+		t.Errorf("there is still %q", left)
+	}
+}
+
+func TestAttackALinkInATargetLeadsOut(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.publishAt(t, inlineHandle, w.target("a"), asInline)
+	err := errors.Join(os.Chmod(w.target("a"), 0o700), os.MkdirAll(w.target("victim/empty"), 0o700), os.Symlink("../victim", w.target("a/link")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: inlineHandle, TargetPath: w.target("a")}); err == nil {
+		t.Error("a target that is not empty is unpublished")
+	}
+	if _, err := os.Stat(w.target("victim/empty")); err != nil {
+		t.Errorf("a folder elsewhere is gone: %v", err)
+	}
+}
+
 func TestAFailedPublishLeavesNothing(t *testing.T) {
 	t.Parallel()
 	loosen := func(w *world) error {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/sealvol/sealvol/contrib/csi/internal/store"
 	"github.com/sealvol/sealvol/plugin/published"
@@ -314,10 +315,39 @@ func (d *Driver) unpublish(id, target string) error {
 		return err
 	}
 	// The folder goes before its record: without one, what a container wrote there would not be sealed.
-	if err := os.Remove(target); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := removeTarget(target); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: the volume never was mounted there, so these files are not of it: see what they are and remove them", err)
 	}
 	return d.Published.Remove(target)
+}
+
+// removeTarget removes a target and the folders in it: kubelet makes those of a
+// subPath, of a container that the plugin then refuses. Files stay, and so it.
+func removeTarget(target string) error {
+	if err := os.Remove(target); !errors.Is(err, unix.ENOTEMPTY) {
+		return err
+	}
+	root, err := os.OpenRoot(target)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	var folders []string
+	err = fs.WalkDir(root.FS(), ".", func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.IsDir() && path != "." {
+			folders = append(folders, path)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, folder := range slices.Backward(folders) {
+		if err := root.Remove(folder); err != nil {
+			return err
+		}
+	}
+	return os.Remove(target)
 }
 
 // NodeExpandVolume says that a volume has the size that the Controller gave it.
