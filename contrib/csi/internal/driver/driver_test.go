@@ -913,6 +913,26 @@ func TestTwoCallsForAVolumeAtOnceAreAborted(t *testing.T) {
 	}
 }
 
+// An unpublish that does not wait for the publish finds no volume yet, says that
+// all is done, and the volume that the publish then makes is left for good.
+func TestAnInlineVolumeThatIsBeingMadeIsNotUnpublished(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	release, err := w.busy.take(inlineHandle)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.NodePublishVolume(t.Context(), w.publishRequest(inlineHandle, w.target("a"), asInline)); !errdefs.IsAborted(err) {
+		t.Errorf("publish: got %v", err)
+	}
+	if _, err := w.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: inlineHandle, TargetPath: w.target("a")}); !errdefs.IsAborted(err) {
+		t.Errorf("unpublish: got %v", err)
+	}
+	release()
+	w.publishAt(t, inlineHandle, w.target("a"), asInline)
+	w.unpublishAt(t, inlineHandle, w.target("a"))
+}
+
 func TestErrorsHaveTheStatusOfTheirClass(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

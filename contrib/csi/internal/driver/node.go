@@ -159,12 +159,18 @@ func (d *Driver) publishInline(r *csi.NodePublishVolumeRequest, target string) (
 	if err != nil {
 		return nil, err
 	}
-	id := inlineID(r.VolumeId)
-	release, err := d.busy.take(id)
+	// An unpublish of the same volume cannot know that it will be there, and takes kubelet's id.
+	release, err := d.busy.take(r.VolumeId)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
+	id := inlineID(r.VolumeId)
+	releaseOurs, err := d.busy.take(id)
+	if err != nil {
+		return nil, err
+	}
+	defer releaseOurs()
 	_, err = d.Volumes.Get(id)
 	fresh := errdefs.IsNotFound(err)
 	v, err := d.Volumes.Create(id, store.Range{Required: size})
@@ -270,17 +276,22 @@ func (d *Driver) NodeUnpublishVolume(_ context.Context, r *csi.NodeUnpublishVolu
 	if err != nil {
 		return nil, err
 	}
+	release, err := d.busy.take(r.VolumeId)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	// kubelet does not say any more which kind it is.
 	id := r.VolumeId
 	inline := inlineID(id)
 	if _, err := d.Volumes.Get(inline); err == nil {
 		id = inline
+		release, err := d.busy.take(id)
+		if err != nil {
+			return nil, err
+		}
+		defer release()
 	}
-	release, err := d.busy.take(id)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
 	if err := d.unpublish(id, target); err != nil {
 		return nil, fmt.Errorf("unpublish volume %q: %w", id, err)
 	}
