@@ -14,6 +14,9 @@ import (
 // container can have it for a source. So is a volume of a pod's manifest that is
 // published nowhere: nobody can ask for it again, since its key was in its guest.
 func (d *Driver) Reconcile() error {
+	if err := d.Published.Sweep(); err != nil {
+		d.Log.Error("what killed writers of records left cannot be removed", "error", err)
+	}
 	records, torn := d.Published.List()
 	if torn != nil {
 		d.Log.Error("records are damaged: see which and remove them; until then no volume is deleted", "error", torn)
