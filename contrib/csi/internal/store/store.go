@@ -5,7 +5,7 @@
 //	ROOT/pvc-1/volume.json    {"version": 1, "id": "pvc-1", "bytes": 1073741824}
 //	ROOT/pvc-1/disk.img       the volume
 //	ROOT/.new-pvc-2/          being made
-//	ROOT/.gone-pvc-3/         being deleted
+//	ROOT/.gone-pvc-3.1/       being deleted
 //
 // A volume appears and goes with a rename of its folder, so a crash leaves a whole
 // volume or a hidden folder, which the next [Open] removes. Its volume.json is
@@ -76,15 +76,17 @@ type Store struct {
 	log      *slog.Logger
 	lock     *os.File
 
-	// mu is held for whole operations: capacity is of all volumes together.
+	// mu is held for whole operations, but for the removal of what is in no book any
+	// more: capacity is of all volumes together.
 	mu      sync.Mutex
 	volumes map[string]Volume
+	retired int // counts, so that each folder that is being deleted has a name of its own
 }
 
 // Open opens the store in a folder, which is made if need be, and mends it. Its
 // volumes are never promised more than capacity in bytes, if that is not 0, nor
 // more than the file system has. A folder that another driver has is an
-// errdefs.ErrUnavailable.
+// errdefs.ErrUnavailable, one that others may enter an errdefs.ErrFailedPrecondition.
 func Open(root string, capacity int64, log *slog.Logger) (*Store, error) {
 	return open(root, capacity, unix.Statfs, log)
 }
@@ -93,9 +95,14 @@ func open(root string, capacity int64, statfs func(string, *unix.Statfs_t) error
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return nil, err
 	}
-	// What is in a disk is sealed, but not how much of it.
-	if err := os.Chmod(root, 0o700); err != nil {
+	// What is in a disk is sealed, but not how much of it. A folder that is open to
+	// others may be another one, named here by mistake: it is not ours to close.
+	info, err := os.Stat(root)
+	if err != nil {
 		return nil, err
+	}
+	if !info.IsDir() || info.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("%s is %v and not its owner's alone: chmod it to 0700 if it is for volumes, or name another folder: %w", root, info.Mode(), errdefs.ErrFailedPrecondition)
 	}
 	lock, err := os.OpenFile(filepath.Join(root, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -126,9 +133,10 @@ func (s *Store) load() error {
 		name := entry.Name()
 		path := filepath.Join(s.root, name)
 		switch {
-		case strings.HasPrefix(name, newPrefix) || strings.HasPrefix(name, oldPrefix):
+		case isHalf(name):
 			if err := os.RemoveAll(path); err != nil {
-				return err
+				s.log.Error("a volume that was half made or half deleted cannot be removed; see why, and remove it", "folder", path, "error", err)
+				continue
 			}
 			s.log.Warn("removed a volume that was half made or half deleted", "folder", path)
 		case hotplug.CheckName(name) != nil || !entry.IsDir():
@@ -144,6 +152,16 @@ func (s *Store) load() error {
 		}
 	}
 	return nil
+}
+
+// isHalf says whether a folder is that of a volume that was being made or deleted.
+func isHalf(name string) bool {
+	if id, ok := strings.CutPrefix(name, newPrefix); ok {
+		return hotplug.CheckName(id) == nil
+	}
+	rest, ok := strings.CutPrefix(name, oldPrefix)
+	id, _, _ := strings.Cut(rest, ".")
+	return ok && hotplug.CheckName(id) == nil
 }
 
 // mend gives a volume of the disk. What volume.json says is only believed if it
@@ -355,27 +373,42 @@ func (s *Store) Delete(id string) error {
 	if err := hotplug.CheckName(id); err != nil {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	disk, err := lockDisk(Volume{ID: id, File: s.Disk(id)})
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err == nil {
+	disk, err := s.retire(id)
+	if disk != nil {
 		defer disk.Close()
 	}
-	gone := filepath.Join(s.root, oldPrefix+id)
-	if err := os.RemoveAll(gone); err != nil {
+	if err != nil {
 		return fmt.Errorf("delete volume %q: %w", id, err)
 	}
-	if err := os.Rename(filepath.Join(s.root, id), gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("delete volume %q: %w", id, err)
+	// A full disk takes a while, in which others are made and deleted.
+	entries, err := os.ReadDir(s.root)
+	for _, entry := range entries {
+		if strings.HasPrefix(entry.Name(), oldPrefix+id+".") {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(s.root, entry.Name())))
+		}
 	}
-	delete(s.volumes, id)
-	if err := errors.Join(s.sync(s.root), os.RemoveAll(gone)); err != nil {
+	if err != nil {
 		return fmt.Errorf("delete volume %q: %w", id, err)
 	}
 	return nil
+}
+
+// retire takes a volume out of the books and renames its folder, if there is one.
+// It gives the disk, locked, if there is one, also with an error.
+func (s *Store) retire(id string) (disk *os.File, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	disk, err = lockDisk(Volume{ID: id, File: s.Disk(id)})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	s.retired++
+	gone := filepath.Join(s.root, fmt.Sprintf("%s%s.%d", oldPrefix, id, s.retired))
+	if err := os.Rename(filepath.Join(s.root, id), gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return disk, err
+	}
+	delete(s.volumes, id)
+	return disk, s.sync(s.root)
 }
 
 // lockDisk opens a disk that no sandbox has: a loop device on it, the shim's as well

@@ -376,7 +376,9 @@ func TestAStartMendsWhatACrashLeft(t *testing.T) {
 		os.Truncate(filepath.Join(root, "grown/disk.img"), 3*mib),
 		os.Remove(filepath.Join(root, "gone/disk.img")),
 		write(".new-half/disk.img", ""),
-		write(".gone-half/disk.img", "data"),
+		write(".gone-half.1/disk.img", "data"),
+		write(".new-Notes of mine/text", "not a volume"),
+		write(".gone-/text", "not a volume"),
 		write("whole/.volume.json-123", ""),
 		write("stranger/note", "not a volume"),
 		os.MkdirAll(filepath.Join(root, "linked"), 0o700),
@@ -402,19 +404,40 @@ func TestAStartMendsWhatACrashLeft(t *testing.T) {
 				t.Errorf("volume.json of %s says %v (%v)", id, told, err)
 			}
 		}
-		for _, name := range []string{".new-half", ".gone-half"} {
+		for _, name := range []string{".new-half", ".gone-half.1"} {
 			if _, err := os.Stat(filepath.Join(root, name)); !os.IsNotExist(err) {
 				t.Errorf("there is still %s (%v)", name, err)
 			}
 		}
-		if _, err := os.Stat(filepath.Join(root, "stranger/note")); err != nil {
-			t.Errorf("what was not ours is gone: %v", err)
+		for _, name := range []string{"stranger/note", ".new-Notes of mine/text", ".gone-/text"} {
+			if _, err := os.Stat(filepath.Join(root, name)); err != nil {
+				t.Errorf("what was not ours is gone: %v", err)
+			}
 		}
 		reopened(t, s)
 	}
 	s = openStore(t, root, options{})
 	if err := s.Delete("gone"); err != nil {
 		t.Errorf("a volume that has lost its disk cannot be deleted: %v", err)
+	}
+}
+
+// A folder that is named by mistake, such as /var/lib, must not be closed to its users.
+func TestAFolderThatOthersMayEnterIsNotTaken(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	if err := os.Chmod(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open(root, 0, disk(mib), slog.New(slog.DiscardHandler)); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("got %v", err)
+	}
+	info, err := os.Stat(root)
+	if err != nil || info.Mode().Perm() != 0o755 {
+		t.Errorf("the folder is now %v (%v)", info, err)
+	}
+	if entries, err := os.ReadDir(root); err != nil || len(entries) > 0 {
+		t.Errorf("there are %v (%v)", entries, err)
 	}
 }
 
