@@ -260,7 +260,7 @@ func TestFilesInATargetAreNotDeleted(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := w.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: id, TargetPath: w.target("a")})
-	if err == nil || !strings.Contains(err.Error(), "these files are not of it") {
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "these files are not of it") {
 		t.Errorf("got %v", err)
 	}
 	if _, err := w.Published.Find(w.target("a")); err != nil {
@@ -967,6 +967,13 @@ func TestErrorsHaveTheStatusOfTheirClass(t *testing.T) {
 	}
 	if _, err := controller.CreateSnapshot(t.Context(), &csi.CreateSnapshotRequest{}); status.Code(err) != codes.Unimplemented {
 		t.Errorf("a snapshot gives %v", err)
+	}
+	// What has no class is the node's fault, and not an error that nobody knows.
+	w.devices.mu.Lock()
+	w.devices.broken = "state"
+	w.devices.mu.Unlock()
+	if _, err := controller.DeleteVolume(t.Context(), &csi.DeleteVolumeRequest{VolumeId: "pvc-1"}); status.Code(err) != codes.Internal {
+		t.Errorf("a node that is broken gives %v", err)
 	}
 	conn.Close()
 	cancel()

@@ -326,8 +326,11 @@ func (d *Driver) unpublish(id, target string) error {
 		return err
 	}
 	// The folder goes before its record: without one, what a container wrote there would not be sealed.
-	if err := removeTarget(target); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: the volume never was mounted there, so these files are not of it: see what they are and remove them", err)
+	switch err := removeTarget(target); {
+	case errors.Is(err, unix.ENOTEMPTY):
+		return fmt.Errorf("%w: the volume never was mounted there, so these files are not of it: see what they are and remove them: %w", err, errdefs.ErrFailedPrecondition)
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return err
 	}
 	return d.Published.Remove(target)
 }
