@@ -619,7 +619,8 @@ func TestStatsAreTheGuests(t *testing.T) {
 		want []*csi.VolumeUsage
 		is   func(error) bool
 	}{
-		"no pod runs yet": {nil, nil, size, nil},
+		"no pod runs yet": {nil, nil, []*csi.VolumeUsage{{Unit: csi.VolumeUsage_BYTES, Total: 4 << 20, Available: 4 << 20}}, nil},
+		"no pod runs now": {nil, nil, size, nil},
 		"an open volume": {&sealvolv1.Volume{State: "open", Usage: &sealvolv1.Usage{TotalBytes: 100, UsedBytes: 30, AvailableBytes: 60, TotalInodes: 9, FreeInodes: 7}}, nil,
 			[]*csi.VolumeUsage{{Unit: csi.VolumeUsage_BYTES, Total: 100, Used: 30, Available: 60}, {Unit: csi.VolumeUsage_INODES, Total: 9, Used: 2, Available: 7}}, nil},
 		"a volume between two containers": {&sealvolv1.Volume{State: "closed"}, nil, size, nil},
@@ -631,6 +632,18 @@ func TestStatsAreTheGuests(t *testing.T) {
 			w.publishAt(t, w.create(t, "pvc-1").VolumeId, w.target("a"))
 			w.publishAt(t, inlineHandle, w.target("b"), asInline)
 			w.guests.err = test.err
+			if name != "no pod runs yet" { // its guest has written
+				for _, v := range w.Volumes.List() {
+					file, err := os.OpenFile(v.File, os.O_WRONLY|os.O_SYNC, 0)
+					if err != nil {
+						t.Fatal(err)
+					}
+					_, err = file.Write(make([]byte, 4096))
+					if err := errors.Join(err, file.Close()); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
 			if test.told != nil {
 				w.guests.volumes["pvc-1"], w.guests.volumes[inlineID(inlineHandle)] = test.told, test.told
 			}
@@ -728,6 +741,36 @@ func TestHealth(t *testing.T) {
 				t.Errorf("the list of sick volumes is %v", list.Entries)
 			}
 		})
+	}
+}
+
+// meetingGuests answer when two of them are asked at once.
+type meetingGuests struct{ met chan struct{} }
+
+func (m meetingGuests) Volume(ctx context.Context, name string, _ []string) (*sealvolv1.Volume, error) {
+	select {
+	case m.met <- struct{}{}:
+	case <-m.met:
+	case <-ctx.Done():
+	}
+	return &sealvolv1.Volume{State: "failed", Error: name}, ctx.Err()
+}
+
+// Each guest may take seconds, and the caller does not wait for ever.
+func TestGuestsAreAskedAtOnceUntilTheCallerHasGone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.create(t, "pvc-1")
+	w.create(t, "pvc-2")
+	w.Guests = meetingGuests{make(chan struct{})}
+	list, err := w.ControllerListVolumeHealth(t.Context(), &csi.ControllerListVolumeHealthRequest{})
+	if err != nil || len(list.Entries) != 2 || list.Entries[0].VolumeId != "pvc-1" || list.Entries[1].VolumeId != "pvc-2" {
+		t.Errorf("got %v (%v)", list, err)
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if list, err := w.ControllerListVolumeHealth(gone, &csi.ControllerListVolumeHealthRequest{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("without a caller: %v (%v)", list, err)
 	}
 }
 

@@ -443,7 +443,7 @@ func (s *Store) available() (int64, error) {
 	for _, v := range s.volumes {
 		promised += v.Bytes
 		// What is not written yet is still to be had.
-		free -= max(0, v.Bytes-allocated(v))
+		free -= max(0, v.Bytes-v.Allocated())
 	}
 	if s.capacity > 0 {
 		free = min(free, s.capacity-promised)
@@ -451,8 +451,9 @@ func (s *Store) available() (int64, error) {
 	return max(0, free/Granule*Granule), nil
 }
 
-// allocated is how many bytes of a disk the file system has given it.
-func allocated(v Volume) int64 {
+// Allocated is how many bytes of its disk the file system has given it, 0 before
+// anybody has written there.
+func (v Volume) Allocated() int64 {
 	var stat unix.Stat_t
 	if unix.Stat(v.File, &stat) != nil {
 		return 0

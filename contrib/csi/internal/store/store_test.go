@@ -81,8 +81,8 @@ func TestAVolumeIsASparseFileOfItsSize(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if info.Size() != 10<<30 || info.Mode() != 0o600 || allocated(v) > mib {
-		t.Errorf("the disk has %d bytes, %d of them written, and mode %v", info.Size(), allocated(v), info.Mode())
+	if info.Size() != 10<<30 || info.Mode() != 0o600 || v.Allocated() > mib {
+		t.Errorf("the disk has %d bytes, %d of them written, and mode %v", info.Size(), v.Allocated(), info.Mode())
 	}
 	if got := files(t, s); !cmp.Equal(got, []string{"pvc-1", "pvc-1/disk.img", "pvc-1/volume.json"}) {
 		t.Errorf("there are %q", got)
@@ -226,7 +226,7 @@ func TestWhatIsWrittenIsNotCountedTwice(t *testing.T) {
 	if err := file.Sync(); err != nil {
 		t.Fatal(err)
 	}
-	s.statfs = disk(free - allocated(v))
+	s.statfs = disk(free - v.Allocated())
 	wantAvailable(t, s, 90*mib)
 	s.statfs = disk(mib) // somebody else's files
 	wantAvailable(t, s, 0)
