@@ -42,7 +42,7 @@ func (d *Driver) NodeGetVolumeStats(ctx context.Context, r *csi.NodeGetVolumeSta
 		return nil, fmt.Errorf("volume %q is not published at %q: %w", v.ID, r.VolumePath, errdefs.ErrNotFound)
 	}
 	size := &csi.VolumeUsage{Unit: csi.VolumeUsage_BYTES, Total: v.Bytes}
-	if !use.attached && v.Allocated() == 0 {
+	if written, err := v.Allocated(); err == nil && written == 0 && !use.attached {
 		size.Available = v.Bytes // kubelet would show 0 as a full volume
 	}
 	told, err := d.Guests.Volume(ctx, v.ID, use.paths())

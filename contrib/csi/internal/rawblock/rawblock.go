@@ -130,11 +130,13 @@ func (h Host) State(path string) (attached bool, targets []string, err error) {
 }
 
 // find opens the loop device that [Host.Attach] made of a file, also where the file
-// has been deleted since, or gives an errdefs.ErrNotFound. The shim may have another
-// one of the same file; its own go away by themselves.
+// has been deleted since and there is no other, or gives an errdefs.ErrNotFound. The
+// shim may have another one of the same file; its own go away by themselves.
 func find(path string) (*os.File, error) {
 	var file unix.Stat_t
-	if err := unix.Lstat(path, &file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err := unix.Lstat(path, &file)
+	lost := errors.Is(err, fs.ErrNotExist)
+	if err != nil && !lost {
 		return nil, fmt.Errorf("stat %s: %w", path, err)
 	}
 	attached, err := filepath.Glob("/sys/block/loop*/loop")
@@ -147,17 +149,17 @@ func find(path string) (*os.File, error) {
 			continue // it went away, or another mount namespace's /dev has it
 		}
 		info, err := unix.IoctlLoopGetStatus64(int(device.Fd()))
-		if err == nil && info.Flags&unix.LO_FLAGS_AUTOCLEAR == 0 {
-			if file.Ino != 0 && info.Device == file.Dev && info.Inode == file.Ino {
-				return device, nil
-			}
-			// The kernel's word for a file that has no name any more (d_path).
-			backing, err := os.ReadFile(filepath.Join(dir, "backing_file"))
-			if err == nil && string(backing) == path+" (deleted)\n" {
-				return device, nil
-			}
+		if err == nil && info.Flags&unix.LO_FLAGS_AUTOCLEAR == 0 && (lost && hadFile(dir, path) || !lost && info.Device == file.Dev && info.Inode == file.Ino) {
+			return device, nil
 		}
 		device.Close()
 	}
 	return nil, fmt.Errorf("no loop device has %s: %w", path, errdefs.ErrNotFound)
+}
+
+// hadFile says whether a loop device, by its folder in sysfs, is of a file that was
+// deleted: that is the kernel's word for its path then.
+func hadFile(dir, path string) bool {
+	backing, err := os.ReadFile(filepath.Join(dir, "backing_file"))
+	return err == nil && string(backing) == path+" (deleted)\n"
 }

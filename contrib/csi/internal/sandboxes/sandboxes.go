@@ -59,9 +59,10 @@ type place struct{ sandbox, container, path string }
 
 // Volume asks the guest that has the volume of that name in hotplug requests, which
 // is published at the targets, in kubelet's folders of pods: the sandbox must be one
-// of these pods', since any pod may give a volume that name. One that no container
-// of theirs has, and one with no such target, is an errdefs.ErrNotFound; where a container has it and its guest
-// does not answer or does not know it, the error is an errdefs.ErrUnavailable.
+// of these pods', since any pod may give a volume that name. One that no container of
+// theirs has, and one with no such target, is an errdefs.ErrNotFound; where a container
+// has it and its guest does not answer or does not know it, the error is an
+// errdefs.ErrUnavailable.
 func (s Sandboxes) Volume(ctx context.Context, name string, targets []string) (*sealvolv1.Volume, error) {
 	p, err := s.find(name, targets)
 	if err != nil {

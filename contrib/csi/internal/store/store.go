@@ -443,7 +443,11 @@ func (s *Store) available() (int64, error) {
 	for _, v := range s.volumes {
 		promised += v.Bytes
 		// What is not written yet is still to be had.
-		free -= max(0, v.Bytes-v.Allocated())
+		written, err := v.Allocated()
+		if err != nil {
+			written = 0 // the disk is lost, and may come back
+		}
+		free -= max(0, v.Bytes-written)
 	}
 	if s.capacity > 0 {
 		free = min(free, s.capacity-promised)
@@ -453,12 +457,12 @@ func (s *Store) available() (int64, error) {
 
 // Allocated is how many bytes of its disk the file system has given it, 0 before
 // anybody has written there.
-func (v Volume) Allocated() int64 {
+func (v Volume) Allocated() (int64, error) {
 	var stat unix.Stat_t
-	if unix.Stat(v.File, &stat) != nil {
-		return 0
+	if err := unix.Stat(v.File, &stat); err != nil {
+		return 0, fmt.Errorf("stat %s: %w", v.File, err)
 	}
-	return stat.Blocks * 512
+	return stat.Blocks * 512, nil
 }
 
 func (s *Store) reserve(bytes int64) error {
