@@ -4,15 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
-	"k8s.io/apimachinery/pkg/api/resource"
 	strictjson "sigs.k8s.io/json"
 
+	"github.com/sealvol/sealvol/plugin/quantity"
 	"github.com/sealvol/sealvol/shim/hotplug"
 )
 
@@ -140,10 +139,6 @@ func (a ask) checkDevice(size string) error {
 	return nil
 }
 
-// sizeRE are Kubernetes' quantities, but for exponents and digits without end:
-// its parser would write out what they stand for.
-var sizeRE = regexp.MustCompile(`^[0-9]{1,20}(\.[0-9]{1,20})?([KMGTPE]i|[kMGTPE]|e[0-9]{1,2})?$`)
-
 // parseSize checks what asks for an emptyDir and gives its size in bytes,
 // rounded up to mebibytes as in the policy that `sealvol policy` writes.
 func (a ask) parseSize(size string) (uint64, error) {
@@ -154,15 +149,10 @@ func (a ask) parseSize(size string) (uint64, error) {
 		return 0, fmt.Errorf("emptyDir %q is no name of a volume", a.emptyDir)
 	case size == "":
 		return 0, errors.New(`emptyDir needs a size, such as "10Gi": a node does not see its sizeLimit`)
-	case !sizeRE.MatchString(size):
-		return 0, fmt.Errorf("size %q is no quantity of bytes, such as \"10Gi\"", size)
 	}
-	quantity, err := resource.ParseQuantity(size)
+	bytes, err := quantity.Bytes(size)
 	if err != nil {
-		return 0, fmt.Errorf("size %q: %w", size, err)
+		return 0, fmt.Errorf("size %w", err)
 	}
-	if quantity.Sign() <= 0 || quantity.CmpInt64(hotplug.MaxBytes) > 0 {
-		return 0, fmt.Errorf("size %q is not between 1 and %d bytes", size, int64(hotplug.MaxBytes))
-	}
-	return (uint64(quantity.Value()) + mebibyte - 1) / mebibyte * mebibyte, nil
+	return (uint64(bytes) + mebibyte - 1) / mebibyte * mebibyte, nil
 }

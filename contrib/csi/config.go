@@ -10,10 +10,10 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/pelletier/go-toml/v2"
-	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/sealvol/sealvol/contrib/csi/internal/sandboxes"
 	"github.com/sealvol/sealvol/plugin/published"
+	"github.com/sealvol/sealvol/plugin/quantity"
 	"github.com/sealvol/sealvol/shim/hotplug"
 )
 
@@ -77,13 +77,9 @@ func parseCapacity(text string) (int64, error) {
 	if text == "" {
 		return 0, nil
 	}
-	quantity, err := resource.ParseQuantity(text)
+	bytes, err := quantity.Bytes(text)
 	if err != nil {
-		return 0, fmt.Errorf("capacity %q: %w", text, err)
-	}
-	bytes, ok := quantity.AsInt64()
-	if !ok || bytes <= 0 {
-		return 0, fmt.Errorf("capacity %q is no number of bytes", text)
+		return 0, fmt.Errorf("capacity %w", err)
 	}
 	return bytes, nil
 }

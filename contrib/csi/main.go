@@ -2,8 +2,8 @@
 // volumes. It makes no file system and sees no key: what is in a file is the
 // guest's, and the guest trusts nothing of what is lent.
 //
-// It may import plugin/published, shim/hotplug, shim/loop, shim/atomicfile, guest/api
-// and contrib/internal, and nothing else of the project.
+// It may import plugin/published, plugin/quantity, shim/hotplug, shim/loop,
+// shim/atomicfile, guest/api and contrib/internal, and nothing else of the project.
 package main
 
 import (

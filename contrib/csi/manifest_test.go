@@ -20,6 +20,7 @@ import (
 // manifest is what contrib/kubernetes/csi.yaml holds, in Kubernetes' own types.
 type manifest struct {
 	driver    storagev1.CSIDriver
+	namespace corev1.Namespace
 	class     storagev1.StorageClass
 	daemonSet appsv1.DaemonSet
 }
@@ -38,7 +39,7 @@ func readManifest(t *testing.T) (m manifest) {
 		}
 		into := map[string]any{
 			"storage.k8s.io/v1 CSIDriver": &m.driver, "storage.k8s.io/v1 StorageClass": &m.class, "apps/v1 DaemonSet": &m.daemonSet,
-			"v1 Namespace": &corev1.Namespace{}, "v1 ServiceAccount": &corev1.ServiceAccount{},
+			"v1 Namespace": &m.namespace, "v1 ServiceAccount": &corev1.ServiceAccount{},
 			"rbac.authorization.k8s.io/v1 ClusterRole": &rbacv1.ClusterRole{}, "rbac.authorization.k8s.io/v1 ClusterRoleBinding": &rbacv1.ClusterRoleBinding{},
 			"rbac.authorization.k8s.io/v1 Role": &rbacv1.Role{}, "rbac.authorization.k8s.io/v1 RoleBinding": &rbacv1.RoleBinding{},
 		}[kind.APIVersion+" "+kind.Kind]
@@ -81,7 +82,13 @@ func TestManifestsFitTheDriver(t *testing.T) {
 		if !pinned.MatchString(container.Image) {
 			t.Errorf("image %s is not pinned to a version", container.Image)
 		}
+		if context := container.SecurityContext; context == nil || context.Privileged == nil || !*context.Privileged {
+			t.Errorf("SELinux keeps %s from the driver's socket", container.Name)
+		}
 		arguments = append(arguments, container.Args...)
+	}
+	if level := m.namespace.Labels["pod-security.kubernetes.io/enforce"]; level != "privileged" || m.daemonSet.Namespace != m.namespace.Name {
+		t.Errorf("namespace %q, for pods of %q, is %q: a cluster with another default refuses the sidecars", m.namespace.Name, m.daemonSet.Namespace, level)
 	}
 	if !slices.Contains(hosts, filepath.Dir(c.socket)) {
 		t.Errorf("the sidecars see %q, not the folder of %s", hosts, c.socket)
@@ -93,7 +100,7 @@ func TestManifestsFitTheDriver(t *testing.T) {
 	}
 }
 
-// Kubernetes takes the pods of the driver's help and of the README as they are written.
+// Kubernetes takes the volumes of the driver's help as they are written.
 func TestHelpsExamplesAreVolumes(t *testing.T) {
 	t.Parallel()
 	_, rest, _ := strings.Cut(usage, "volumes:\n")

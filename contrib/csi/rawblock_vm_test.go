@@ -157,6 +157,60 @@ func TestVMANumberInUseIsNotGivenAgain(t *testing.T) {
 	}
 }
 
+// A sandbox may outlive the unstaging of its device. Until it ends, nobody gets
+// the same file on a second device: two guests would write one disk.
+func TestVMAttackAFileIsLentASecondTime(t *testing.T) {
+	h := rawblock.Host{}
+	path, _ := file(t)
+	if err := h.Attach(path); err != nil {
+		t.Fatal(err)
+	}
+	wantLocked := func(when string) {
+		t.Helper()
+		other, err := os.Open(path) // the shim for another pod, or the store for Delete and Expand
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer other.Close()
+		if err := unix.Flock(int(other.Fd()), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
+			t.Errorf("%s its file can be locked (%v)", when, err)
+		}
+	}
+	wantLocked("while it is staged")
+	sandbox, err := os.Open(devicesOf(t, path)[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sandbox.Close()
+	if err := h.Detach(path); err != nil {
+		t.Error(err)
+	}
+	wantLocked("while its sandbox lives")
+	if err := h.Attach(path); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("staged once more: %v", err)
+	}
+	if devices := devicesOf(t, path); len(devices) != 1 {
+		t.Errorf("one file is on %q", devices)
+	}
+	sandbox.Close()
+	if err := h.Attach(path); err != nil {
+		t.Errorf("when its sandbox is gone: %v", err)
+	}
+}
+
+func TestVMADeviceWhoseFileIsDeletedIsFound(t *testing.T) {
+	h := rawblock.Host{}
+	path, target := file(t)
+	if err := errors.Join(h.Attach(path), h.Bind(path, target), os.Remove(path)); err != nil {
+		t.Fatal(err)
+	}
+	wantState(t, path, true, target)
+	if err := errors.Join(h.Unbind(target), h.Detach(path)); err != nil {
+		t.Error(err)
+	}
+	wantState(t, path, false)
+}
+
 func TestVMManyFilesAtOnceGetDevicesOfTheirOwn(t *testing.T) {
 	var attaches sync.WaitGroup
 	paths := make([]string, 8)

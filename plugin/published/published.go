@@ -55,10 +55,14 @@ const (
 // fileRE is the name of a record. Others, of files that are being written, are not looked at.
 var fileRE = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
+// partRE is the name of a record that is being written (atomicfile.Write).
+var partRE = regexp.MustCompile(`^\.[0-9a-f]{64}-[0-9]+$`)
+
 // Volume is a volume that is published at a target.
 type Volume struct {
 	// Name is the volume's name in hotplug requests, a DNS label: that of the
-	// PersistentVolume. It is the node's name for it; the policy has its own.
+	// PersistentVolume, or one that the driver made for a volume of a pod's manifest.
+	// It is the node's name for it; the policy has its own.
 	Name string
 	// Target is the folder that kubelet asked for, as a container's mount has it for
 	// its source: absolute and clean, with symbolic links resolved.
@@ -129,6 +133,31 @@ func (d Dir) Find(source string) (Volume, error) {
 		return Volume{}, fmt.Errorf("what is published at %s: %w", source, err)
 	}
 	return v, nil
+}
+
+// Sweep removes what writers that were killed have left. Another driver that writes
+// just now gets an error, upon which its caller tries again.
+func (d Dir) Sweep() error {
+	switch err := d.check(); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	}
+	entries, err := os.ReadDir(string(d))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, entry := range entries {
+		if !partRE.MatchString(entry.Name()) {
+			continue
+		}
+		if err := os.Remove(filepath.Join(string(d), entry.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // List gives all that is published, in no order. A record that is not as documented

@@ -228,6 +228,31 @@ func TestListGivesAllThatIsWhole(t *testing.T) {
 	}
 }
 
+func TestSweepTakesWhatAKilledWriterLeft(t *testing.T) {
+	t.Parallel()
+	d := newDir(t)
+	if err := d.Sweep(); err != nil {
+		t.Errorf("without a folder: %v", err)
+	}
+	if err := d.Write(volume); err != nil {
+		t.Fatal(err)
+	}
+	record := filepath.Base(d.path(target))
+	for _, name := range []string{"." + record + "-123", "." + record + "-mine", ".note"} {
+		if err := os.WriteFile(filepath.Join(string(d), name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.Sweep(); err != nil {
+		t.Error(err)
+	}
+	for name, want := range map[string]bool{record: true, "." + record + "-123": false, "." + record + "-mine": true, ".note": true} {
+		if _, err := os.Stat(filepath.Join(string(d), name)); (err == nil) != want {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestReadersSeeWholeRecords(t *testing.T) {
 	t.Parallel()
 	d := newDir(t)

@@ -80,10 +80,9 @@ func (d *Driver) DeleteVolume(_ context.Context, r *csi.DeleteVolumeRequest) (*c
 	if hotplug.CheckName(r.VolumeId) != nil {
 		return &csi.DeleteVolumeResponse{}, nil // never ours
 	}
-	if v, err := d.Volumes.Get(r.VolumeId); err == nil {
-		if err := d.checkUnused(v); err != nil {
-			return nil, err
-		}
+	// Also of a volume that the store does not know: it may be one that is broken.
+	if err := d.checkUnused(store.Volume{ID: r.VolumeId, File: d.Volumes.Disk(r.VolumeId)}); err != nil {
+		return nil, err
 	}
 	if err := d.Volumes.Delete(r.VolumeId); err != nil {
 		return nil, err

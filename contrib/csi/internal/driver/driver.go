@@ -6,8 +6,8 @@
 // package plugin/published, by which the plugin puts a sealed volume in the place
 // of the container's mount. A raw block volume is a loop device.
 //
-// It may import the driver's other packages, plugin/published, shim/hotplug and
-// guest/api, and nothing else of the project.
+// It may import the driver's other packages, plugin/published, plugin/quantity,
+// shim/hotplug and guest/api, and nothing else of the project.
 package driver
 
 import (
@@ -23,6 +23,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	sealvolv1 "github.com/sealvol/sealvol/guest/api/v1"
@@ -88,7 +89,7 @@ func (d *Driver) Serve(ctx context.Context, l net.Listener) error {
 }
 
 // answer logs a call that failed, without what was asked, which may hold secrets,
-// and gives its error the status of its class.
+// and gives its error the status of its class. One of no class is the node's.
 func (d *Driver) answer(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	response, err := handler(ctx, request)
 	if err == nil {
@@ -96,7 +97,11 @@ func (d *Driver) answer(ctx context.Context, request any, info *grpc.UnaryServer
 	}
 	if _, ok := status.FromError(err); !ok {
 		answer := status.Convert(errgrpc.ToGRPC(err))
-		err = status.Error(answer.Code(), strings.ReplaceAll(answer.Message(), "\n", "; "))
+		code := answer.Code()
+		if code == codes.Unknown {
+			code = codes.Internal
+		}
+		err = status.Error(code, strings.ReplaceAll(answer.Message(), "\n", "; "))
 	}
 	log := d.Log.With("call", path.Base(info.FullMethod), "error", err)
 	if named, ok := request.(interface{ GetVolumeId() string }); ok {

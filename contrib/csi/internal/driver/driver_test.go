@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"github.com/sealvol/sealvol/contrib/csi/internal/store"
 	sealvolv1 "github.com/sealvol/sealvol/guest/api/v1"
 	"github.com/sealvol/sealvol/plugin/published"
 )
@@ -259,7 +260,7 @@ func TestFilesInATargetAreNotDeleted(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := w.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: id, TargetPath: w.target("a")})
-	if err == nil || !strings.Contains(err.Error(), "these files are not of it") {
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "these files are not of it") {
 		t.Errorf("got %v", err)
 	}
 	if _, err := w.Published.Find(w.target("a")); err != nil {
@@ -269,6 +270,38 @@ func TestFilesInATargetAreNotDeleted(t *testing.T) {
 		t.Errorf("the file is gone: %v", err)
 	}
 	w.unpublishAt(t, id, w.target("a"))
+}
+
+// kubelet makes the folder of a subPath in the target, before the plugin refuses
+// the container (SafeMakeDir, pkg/volume/util/subpath of Kubernetes v1.34.0).
+func TestFoldersOfASubPathGoWithTheTarget(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.publishAt(t, inlineHandle, w.target("a"), asInline)
+	err := errors.Join(os.Chmod(w.target("a"), 0o700), os.MkdirAll(w.target("a/one/two"), 0o700), os.Mkdir(w.target("a/three"), 0o700))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.unpublishAt(t, inlineHandle, w.target("a"))
+	if left := w.residue(t); len(left) > 0 {
+		t.Errorf("there is still %q", left)
+	}
+}
+
+func TestAttackALinkInATargetLeadsOut(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.publishAt(t, inlineHandle, w.target("a"), asInline)
+	err := errors.Join(os.Chmod(w.target("a"), 0o700), os.MkdirAll(w.target("victim/empty"), 0o700), os.Symlink("../victim", w.target("a/link")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: inlineHandle, TargetPath: w.target("a")}); err == nil {
+		t.Error("a target that is not empty is unpublished")
+	}
+	if _, err := os.Stat(w.target("victim/empty")); err != nil {
+		t.Errorf("a folder elsewhere is gone: %v", err)
+	}
 }
 
 func TestAFailedPublishLeavesNothing(t *testing.T) {
@@ -410,6 +443,7 @@ func TestPublishRefuses(t *testing.T) {
 		"one of a fraction of a byte":     {size("1500m"), errdefs.IsInvalidArgument},
 		"one of more bytes than can be":   {size("8Ei"), errdefs.IsInvalidArgument},
 		"one of more bytes than there is": {size("2Gi"), errdefs.IsResourceExhausted},
+		"one that would take all memory":  {size("1.1111111111111111111111e2000000000"), errdefs.IsInvalidArgument},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -585,7 +619,8 @@ func TestStatsAreTheGuests(t *testing.T) {
 		want []*csi.VolumeUsage
 		is   func(error) bool
 	}{
-		"no pod runs yet": {nil, nil, size, nil},
+		"no pod runs yet": {nil, nil, []*csi.VolumeUsage{{Unit: csi.VolumeUsage_BYTES, Total: 4 << 20, Available: 4 << 20}}, nil},
+		"no pod runs now": {nil, nil, size, nil},
 		"an open volume": {&sealvolv1.Volume{State: "open", Usage: &sealvolv1.Usage{TotalBytes: 100, UsedBytes: 30, AvailableBytes: 60, TotalInodes: 9, FreeInodes: 7}}, nil,
 			[]*csi.VolumeUsage{{Unit: csi.VolumeUsage_BYTES, Total: 100, Used: 30, Available: 60}, {Unit: csi.VolumeUsage_INODES, Total: 9, Used: 2, Available: 7}}, nil},
 		"a volume between two containers": {&sealvolv1.Volume{State: "closed"}, nil, size, nil},
@@ -597,6 +632,18 @@ func TestStatsAreTheGuests(t *testing.T) {
 			w.publishAt(t, w.create(t, "pvc-1").VolumeId, w.target("a"))
 			w.publishAt(t, inlineHandle, w.target("b"), asInline)
 			w.guests.err = test.err
+			if name != "no pod runs yet" { // its guest has written
+				for _, v := range w.Volumes.List() {
+					file, err := os.OpenFile(v.File, os.O_WRONLY|os.O_SYNC, 0)
+					if err != nil {
+						t.Fatal(err)
+					}
+					_, err = file.Write(make([]byte, 4096))
+					if err := errors.Join(err, file.Close()); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
 			if test.told != nil {
 				w.guests.volumes["pvc-1"], w.guests.volumes[inlineID(inlineHandle)] = test.told, test.told
 			}
@@ -697,6 +744,36 @@ func TestHealth(t *testing.T) {
 	}
 }
 
+// meetingGuests answer when two of them are asked at once.
+type meetingGuests struct{ met chan struct{} }
+
+func (m meetingGuests) Volume(ctx context.Context, name string, _ []string) (*sealvolv1.Volume, error) {
+	select {
+	case m.met <- struct{}{}:
+	case <-m.met:
+	case <-ctx.Done():
+	}
+	return &sealvolv1.Volume{State: "failed", Error: name}, ctx.Err()
+}
+
+// Each guest may take seconds, and the caller does not wait for ever.
+func TestGuestsAreAskedAtOnceUntilTheCallerHasGone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.create(t, "pvc-1")
+	w.create(t, "pvc-2")
+	w.Guests = meetingGuests{make(chan struct{})}
+	list, err := w.ControllerListVolumeHealth(t.Context(), &csi.ControllerListVolumeHealthRequest{})
+	if err != nil || len(list.Entries) != 2 || list.Entries[0].VolumeId != "pvc-1" || list.Entries[1].VolumeId != "pvc-2" {
+		t.Errorf("got %v (%v)", list, err)
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if list, err := w.ControllerListVolumeHealth(gone, &csi.ControllerListVolumeHealthRequest{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("without a caller: %v (%v)", list, err)
+	}
+}
+
 func TestAStartBringsRecordsAndVolumesTogether(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -736,6 +813,36 @@ func TestAStartBringsRecordsAndVolumesTogether(t *testing.T) {
 				t.Errorf("volume %s: %v", id, err)
 			}
 		}
+	}
+}
+
+// A volume that the store cannot take for one, whatever is wrong with its folder,
+// is still its pod's.
+func TestAPublishedVolumeThatIsBrokenKeepsItsRecordAndIsNotDeleted(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id := w.create(t, "pvc-1").VolumeId
+	w.publishAt(t, id, w.target("a"))
+	disk := w.Volumes.Disk(id)
+	if err := errors.Join(w.Volumes.Close(), os.Remove(disk), os.Mkdir(disk, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if w.Volumes, err = store.Open(filepath.Join(w.dir, "volumes"), 0, w.Log); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.Volumes.Close() })
+	if v, err := w.Volumes.Get(id); err == nil {
+		t.Fatalf("it is not broken: %v", v)
+	}
+	if err := w.Reconcile(); err != nil {
+		t.Error(err)
+	}
+	if _, err := w.Published.Find(w.target("a")); err != nil {
+		t.Errorf("without its record the container would have the raw folder: %v", err)
+	}
+	if err := w.remove(t, id); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("it is deleted under its pod (%v)", err)
 	}
 }
 
@@ -849,6 +956,26 @@ func TestTwoCallsForAVolumeAtOnceAreAborted(t *testing.T) {
 	}
 }
 
+// An unpublish that does not wait for the publish finds no volume yet, says that
+// all is done, and the volume that the publish then makes is left for good.
+func TestAnInlineVolumeThatIsBeingMadeIsNotUnpublished(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	release, err := w.busy.take(inlineHandle)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.NodePublishVolume(t.Context(), w.publishRequest(inlineHandle, w.target("a"), asInline)); !errdefs.IsAborted(err) {
+		t.Errorf("publish: got %v", err)
+	}
+	if _, err := w.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: inlineHandle, TargetPath: w.target("a")}); !errdefs.IsAborted(err) {
+		t.Errorf("unpublish: got %v", err)
+	}
+	release()
+	w.publishAt(t, inlineHandle, w.target("a"), asInline)
+	w.unpublishAt(t, inlineHandle, w.target("a"))
+}
+
 func TestErrorsHaveTheStatusOfTheirClass(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -883,6 +1010,13 @@ func TestErrorsHaveTheStatusOfTheirClass(t *testing.T) {
 	}
 	if _, err := controller.CreateSnapshot(t.Context(), &csi.CreateSnapshotRequest{}); status.Code(err) != codes.Unimplemented {
 		t.Errorf("a snapshot gives %v", err)
+	}
+	// What has no class is the node's fault, and not an error that nobody knows.
+	w.devices.mu.Lock()
+	w.devices.broken = "state"
+	w.devices.mu.Unlock()
+	if _, err := controller.DeleteVolume(t.Context(), &csi.DeleteVolumeRequest{VolumeId: "pvc-1"}); status.Code(err) != codes.Internal {
+		t.Errorf("a node that is broken gives %v", err)
 	}
 	conn.Close()
 	cancel()

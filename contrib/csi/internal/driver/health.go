@@ -11,13 +11,18 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/sealvol/sealvol/contrib/csi/internal/store"
 	sealvolv1 "github.com/sealvol/sealvol/guest/api/v1"
 )
 
+// guestsAtOnce is how many guests are asked at once: each may take its time.
+const guestsAtOnce = 8
+
 // NodeGetVolumeStats says how full a volume is. Only the guest that has it can
-// know: as long as none does, and of a raw block volume, the answer is its size.
+// know: as long as none does, and of a raw block volume, the answer is its size, and
+// that all of it is free if nothing was ever written.
 func (d *Driver) NodeGetVolumeStats(ctx context.Context, r *csi.NodeGetVolumeStatsRequest) (*csi.NodeGetVolumeStatsResponse, error) {
 	if err := checkID(r.GetVolumeId()); err != nil {
 		return nil, err
@@ -37,6 +42,9 @@ func (d *Driver) NodeGetVolumeStats(ctx context.Context, r *csi.NodeGetVolumeSta
 		return nil, fmt.Errorf("volume %q is not published at %q: %w", v.ID, r.VolumePath, errdefs.ErrNotFound)
 	}
 	size := &csi.VolumeUsage{Unit: csi.VolumeUsage_BYTES, Total: v.Bytes}
+	if written, err := v.Allocated(); err == nil && written == 0 && !use.attached {
+		size.Available = v.Bytes // kubelet would show 0 as a full volume
+	}
 	told, err := d.Guests.Volume(ctx, v.ID, use.paths())
 	if errdefs.IsNotFound(err) {
 		return &csi.NodeGetVolumeStatsResponse{Usage: []*csi.VolumeUsage{size}}, nil
@@ -113,11 +121,26 @@ func (d *Driver) healthOf(ctx context.Context, given string) (*csi.VolumeHealth,
 
 // ControllerListVolumeHealth lists the volumes with which something is wrong.
 func (d *Driver) ControllerListVolumeHealth(ctx context.Context, r *csi.ControllerListVolumeHealthRequest) (*csi.ControllerListVolumeHealthResponse, error) {
+	volumes := d.Volumes.List()
+	wrong := make([][]*csi.VolumeHealth_VolumeHealthEntry, len(volumes))
+	var asked errgroup.Group
+	asked.SetLimit(guestsAtOnce)
+	for i, v := range volumes {
+		asked.Go(func() error {
+			if ctx.Err() == nil {
+				wrong[i] = d.wrong(ctx, v)
+			}
+			return ctx.Err() // a guest that had no time to answer is not silent
+		})
+	}
+	if err := asked.Wait(); err != nil {
+		return nil, err
+	}
 	var sick []store.Volume
 	entries := map[string][]*csi.VolumeHealth_VolumeHealthEntry{}
-	for _, v := range d.Volumes.List() {
-		if wrong := d.wrong(ctx, v); len(wrong) > 0 {
-			sick, entries[v.ID] = append(sick, v), wrong
+	for i, v := range volumes {
+		if len(wrong[i]) > 0 {
+			sick, entries[v.ID] = append(sick, v), wrong[i]
 		}
 	}
 	sick, next, err := page(sick, r.GetMaxEntries(), r.GetStartingToken())

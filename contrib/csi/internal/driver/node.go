@@ -11,10 +11,11 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/containerd/errdefs"
-	"k8s.io/apimachinery/pkg/api/resource"
+	"golang.org/x/sys/unix"
 
 	"github.com/sealvol/sealvol/contrib/csi/internal/store"
 	"github.com/sealvol/sealvol/plugin/published"
+	"github.com/sealvol/sealvol/plugin/quantity"
 )
 
 // NodeGetCapabilities says what the Node can do.
@@ -158,12 +159,18 @@ func (d *Driver) publishInline(r *csi.NodePublishVolumeRequest, target string) (
 	if err != nil {
 		return nil, err
 	}
-	id := inlineID(r.VolumeId)
-	release, err := d.busy.take(id)
+	// An unpublish of the same volume cannot know that it will be there, and takes kubelet's id.
+	release, err := d.busy.take(r.VolumeId)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
+	id := inlineID(r.VolumeId)
+	releaseOurs, err := d.busy.take(id)
+	if err != nil {
+		return nil, err
+	}
+	defer releaseOurs()
 	_, err = d.Volumes.Get(id)
 	fresh := errdefs.IsNotFound(err)
 	v, err := d.Volumes.Create(id, store.Range{Required: size})
@@ -269,17 +276,22 @@ func (d *Driver) NodeUnpublishVolume(_ context.Context, r *csi.NodeUnpublishVolu
 	if err != nil {
 		return nil, err
 	}
+	release, err := d.busy.take(r.VolumeId)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	// kubelet does not say any more which kind it is.
 	id := r.VolumeId
 	inline := inlineID(id)
 	if _, err := d.Volumes.Get(inline); err == nil {
 		id = inline
+		release, err := d.busy.take(id)
+		if err != nil {
+			return nil, err
+		}
+		defer release()
 	}
-	release, err := d.busy.take(id)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
 	if err := d.unpublish(id, target); err != nil {
 		return nil, fmt.Errorf("unpublish volume %q: %w", id, err)
 	}
@@ -314,10 +326,42 @@ func (d *Driver) unpublish(id, target string) error {
 		return err
 	}
 	// The folder goes before its record: without one, what a container wrote there would not be sealed.
-	if err := os.Remove(target); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: the volume never was mounted there, so these files are not of it: see what they are and remove them", err)
+	switch err := removeTarget(target); {
+	case errors.Is(err, unix.ENOTEMPTY):
+		return fmt.Errorf("%w: the volume never was mounted there, so these files are not of it: see what they are and remove them: %w", err, errdefs.ErrFailedPrecondition)
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return err
 	}
 	return d.Published.Remove(target)
+}
+
+// removeTarget removes a target and the folders in it: kubelet makes those of a
+// subPath, of a container that the plugin then refuses. Files stay, and so it.
+func removeTarget(target string) error {
+	if err := os.Remove(target); !errors.Is(err, unix.ENOTEMPTY) {
+		return err
+	}
+	root, err := os.OpenRoot(target)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	var folders []string
+	err = fs.WalkDir(root.FS(), ".", func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.IsDir() && path != "." {
+			folders = append(folders, path)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, folder := range slices.Backward(folders) {
+		if err := root.Remove(folder); err != nil {
+			return err
+		}
+	}
+	return os.Remove(target)
 }
 
 // NodeExpandVolume says that a volume has the size that the Controller gave it.
@@ -401,13 +445,9 @@ func inlineSize(attributes map[string]string) (int64, error) {
 	if !ok {
 		return 0, fmt.Errorf(`which size? write volumeAttributes: {%s: "1Gi"}: %w`, sizeKey, errdefs.ErrInvalidArgument)
 	}
-	quantity, err := resource.ParseQuantity(word)
+	bytes, err := quantity.Bytes(word)
 	if err != nil {
-		return 0, fmt.Errorf("%s %.40q: %w: %w", sizeKey, word, err, errdefs.ErrInvalidArgument)
-	}
-	bytes, ok := quantity.AsInt64()
-	if !ok || bytes <= 0 {
-		return 0, fmt.Errorf("%s %.40q is no number of bytes: %w", sizeKey, word, errdefs.ErrInvalidArgument)
+		return 0, fmt.Errorf("%s %w: %w", sizeKey, err, errdefs.ErrInvalidArgument)
 	}
 	return bytes, nil
 }

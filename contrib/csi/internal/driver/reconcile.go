@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/containerd/errdefs"
 )
@@ -13,6 +14,9 @@ import (
 // container can have it for a source. So is a volume of a pod's manifest that is
 // published nowhere: nobody can ask for it again, since its key was in its guest.
 func (d *Driver) Reconcile() error {
+	if err := d.Published.Sweep(); err != nil {
+		d.Log.Error("what killed writers of records left cannot be removed", "error", err)
+	}
 	records, torn := d.Published.List()
 	if torn != nil {
 		d.Log.Error("records are damaged: see which and remove them; until then no volume is deleted", "error", torn)
@@ -22,8 +26,8 @@ func (d *Driver) Reconcile() error {
 			continue // another driver's
 		}
 		gone := ""
-		if v, err := d.Volumes.Get(record.Name); err != nil || v.File != record.File {
-			gone = "volume"
+		if _, err := os.Lstat(filepath.Dir(record.File)); errors.Is(err, fs.ErrNotExist) || record.File != d.Volumes.Disk(record.Name) {
+			gone = "volume" // of one that is broken it stays: its container must fail, not run without
 		} else if _, err := os.Lstat(record.Target); errors.Is(err, fs.ErrNotExist) {
 			gone = "folder"
 		}

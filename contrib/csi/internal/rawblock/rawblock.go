@@ -23,7 +23,9 @@ import (
 type Host struct{}
 
 // Attach makes a loop device of a file, unless it has one of ours. Other than the
-// shim's it stays until [Host.Detach], or until the machine stops.
+// shim's it stays until [Host.Detach], or until the machine stops. The device has
+// an exclusive flock(2) of the file, as the shim's has, for as long as anybody uses
+// it: a file that another device has is an errdefs.ErrFailedPrecondition.
 func (h Host) Attach(path string) error {
 	device, err := find(path)
 	if err == nil {
@@ -36,7 +38,10 @@ func (h Host) Attach(path string) error {
 	if err != nil {
 		return err
 	}
-	defer file.Close() // the loop device has its own reference
+	defer file.Close() // the loop device has its own reference, to the very open file that is locked
+	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("%s is still that of a sandbox (%w): end its pod first: %w", path, err, errdefs.ErrFailedPrecondition)
+	}
 	device, err = loop.Attach(file, 0)
 	if err != nil {
 		return err
@@ -124,15 +129,14 @@ func (h Host) State(path string) (attached bool, targets []string, err error) {
 	return true, targets, nil
 }
 
-// find opens the loop device that [Host.Attach] made of a file, or gives an
-// errdefs.ErrNotFound. The shim may have another one of the same file; its own go
-// away by themselves.
+// find opens the loop device that [Host.Attach] made of a file, also where the file
+// has been deleted since and there is no other, or gives an errdefs.ErrNotFound. The
+// shim may have another one of the same file; its own go away by themselves.
 func find(path string) (*os.File, error) {
 	var file unix.Stat_t
-	switch err := unix.Lstat(path, &file); {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("%s: %w", path, errdefs.ErrNotFound)
-	case err != nil:
+	err := unix.Lstat(path, &file)
+	lost := errors.Is(err, fs.ErrNotExist)
+	if err != nil && !lost {
 		return nil, fmt.Errorf("stat %s: %w", path, err)
 	}
 	attached, err := filepath.Glob("/sys/block/loop*/loop")
@@ -145,10 +149,17 @@ func find(path string) (*os.File, error) {
 			continue // it went away, or another mount namespace's /dev has it
 		}
 		info, err := unix.IoctlLoopGetStatus64(int(device.Fd()))
-		if err == nil && info.Device == file.Dev && info.Inode == file.Ino && info.Flags&unix.LO_FLAGS_AUTOCLEAR == 0 {
+		if err == nil && info.Flags&unix.LO_FLAGS_AUTOCLEAR == 0 && (lost && hadFile(dir, path) || !lost && info.Device == file.Dev && info.Inode == file.Ino) {
 			return device, nil
 		}
 		device.Close()
 	}
 	return nil, fmt.Errorf("no loop device has %s: %w", path, errdefs.ErrNotFound)
+}
+
+// hadFile says whether a loop device, by its folder in sysfs, is of a file that was
+// deleted: that is the kernel's word for its path then.
+func hadFile(dir, path string) bool {
+	backing, err := os.ReadFile(filepath.Join(dir, "backing_file"))
+	return err == nil && string(backing) == path+" (deleted)\n"
 }

@@ -58,10 +58,11 @@ type Sandboxes struct {
 type place struct{ sandbox, container, path string }
 
 // Volume asks the guest that has the volume of that name in hotplug requests, which
-// is published at the targets: where those are in kubelet's folder of a pod, the
-// sandbox must be that pod's, since any pod may give a volume that name. One that
-// no container has is an errdefs.ErrNotFound; where a container has it and its guest
-// does not answer or does not know it, the error is an errdefs.ErrUnavailable.
+// is published at the targets, in kubelet's folders of pods: the sandbox must be one
+// of these pods', since any pod may give a volume that name. One that no container of
+// theirs has, and one with no such target, is an errdefs.ErrNotFound; where a container
+// has it and its guest does not answer or does not know it, the error is an
+// errdefs.ErrUnavailable.
 func (s Sandboxes) Volume(ctx context.Context, name string, targets []string) (*sealvolv1.Volume, error) {
 	p, err := s.find(name, targets)
 	if err != nil {
@@ -105,19 +106,24 @@ func (s Sandboxes) ask(ctx context.Context, p place) (*sealvolv1.Volume, error) 
 // find finds a container that has the volume.
 func (s Sandboxes) find(name string, targets []string) (place, error) {
 	pods := podsOf(targets)
+	if len(pods) == 0 {
+		return place{}, fmt.Errorf("no pod has volume %q: %w", name, errdefs.ErrNotFound)
+	}
 	paths, err := filepath.Glob(filepath.Join(s.Bundles, "*", "*", "config.json"))
 	if err != nil {
 		return place{}, err
 	}
+	var unread []error // the container may be one of these, but it is not if another is found
 	for _, path := range paths {
 		spec, err := readSpec(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // the container has ended meanwhile
 		}
 		if err != nil {
-			return place{}, fmt.Errorf("%s: %w", path, err)
+			unread = append(unread, fmt.Errorf("%s: %w", path, err))
+			continue
 		}
-		if len(pods) > 0 && !slices.Contains(pods, spec.Annotations[podUID]) {
+		if !slices.Contains(pods, spec.Annotations[podUID]) {
 			continue
 		}
 		sandbox := spec.Annotations[sandboxID]
@@ -126,6 +132,9 @@ func (s Sandboxes) find(name string, targets []string) (place, error) {
 				return place{sandbox, spec.Annotations[containerName], m.Destination}, nil
 			}
 		}
+	}
+	if len(unread) > 0 {
+		return place{}, fmt.Errorf("containers that cannot be read: %w: %w", errors.Join(unread...), errdefs.ErrUnavailable)
 	}
 	return place{}, fmt.Errorf("no container has volume %q: %w", name, errdefs.ErrNotFound)
 }
@@ -155,7 +164,7 @@ func readSpec(path string) (specs.Spec, error) {
 	}
 	var spec specs.Spec
 	if err := json.Unmarshal([]byte(text.String()), &spec); err != nil {
-		return specs.Spec{}, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+		return specs.Spec{}, err
 	}
 	return spec, nil
 }

@@ -101,6 +101,11 @@ func (w *world) write(t *testing.T, id, text string) {
 	}
 }
 
+// target is where kubelet publishes a volume for the pod of a sandbox.
+func target(sandbox, name string) []string {
+	return []string{"/var/lib/kubelet/pods/uid-of-" + sandbox + "/volumes/kubernetes.io~csi/" + name + "/mount"}
+}
+
 func mount(sandbox, name, path string) specs.Mount {
 	return specs.Mount{Source: hotplug.Source(sandbox, name), Destination: path, Type: "bind"}
 }
@@ -123,12 +128,15 @@ func TestAVolumeIsThatOfTheContainersPlace(t *testing.T) {
 	w.container(t, "4", "other", "a", mount("other", "pvc-3", "/data"))
 	w.container(t, "5", "other", "b", mount("box", "pvc-4", "/data")) // no source of its own sandbox
 	for id, want := range map[string]string{"pvc-1": "left", "pvc-2": "right"} {
-		if v, err := w.Volume(t.Context(), id, []string{"/targets/" + id}); err != nil || v.Name != want {
+		if v, err := w.Volume(t.Context(), id, target("box", id)); err != nil || v.Name != want {
 			t.Errorf("%s is %v (%v), not %q", id, v, err, want)
 		}
 	}
-	for id, is := range map[string]func(error) bool{"pvc-3": errdefs.IsUnavailable, "pvc-4": errdefs.IsNotFound, "pvc-5": errdefs.IsNotFound} {
-		if v, err := w.Volume(t.Context(), id, []string{"/targets/" + id}); !is(err) {
+	if v, err := w.Volume(t.Context(), "pvc-3", target("other", "pvc-3")); !errdefs.IsUnavailable(err) {
+		t.Errorf("a sandbox that does not run is %v (%v)", v, err)
+	}
+	for id, is := range map[string]func(error) bool{"pvc-3": errdefs.IsNotFound, "pvc-4": errdefs.IsNotFound, "pvc-5": errdefs.IsNotFound} {
+		if v, err := w.Volume(t.Context(), id, target("box", id)); !is(err) {
 			t.Errorf("%s is %v (%v)", id, v, err)
 		}
 	}
@@ -139,13 +147,33 @@ func TestAttackAPodThatNamesItsVolumeLikeAnothers(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, twoVolumes)
 	w.container(t, "1", "box", "a", mount("box", "pvc-1", "/data"))
-	target := func(uid string) []string {
-		return []string{"/var/lib/kubelet/pods/" + uid + "/volumes/kubernetes.io~csi/pvc-1/mount"}
-	}
-	if v, err := w.Volume(t.Context(), "pvc-1", target("uid-of-victim")); !errdefs.IsNotFound(err) {
+	if v, err := w.Volume(t.Context(), "pvc-1", target("victim", "pvc-1")); !errdefs.IsNotFound(err) {
 		t.Errorf("another pod's guest answers for the volume: %v (%v)", v, err)
 	}
-	if v, err := w.Volume(t.Context(), "pvc-1", target("uid-of-box")); err != nil || v.Name != "left" {
+	if v, err := w.Volume(t.Context(), "pvc-1", target("box", "pvc-1")); err != nil || v.Name != "left" {
+		t.Errorf("got %v (%v)", v, err)
+	}
+}
+
+// A raw block volume, and one that is not published, is in no pod's folder.
+func TestAttackAPodThatNamesItsVolumeLikeOneThatNoPodHas(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, twoVolumes)
+	w.container(t, "1", "box", "a", mount("box", "pvc-1", "/data"))
+	for _, targets := range [][]string{nil, {"/var/lib/kubelet/plugins/kubernetes.io/csi/volumeDevices/publish/pvc-1/uid-of-box"}} {
+		if v, err := w.Volume(t.Context(), "pvc-1", targets); !errdefs.IsNotFound(err) {
+			t.Errorf("at %q a pod's guest answers for the volume: %v (%v)", targets, v, err)
+		}
+	}
+}
+
+func TestAnotherContainersTornBundleIsNotInTheWay(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, twoVolumes)
+	w.write(t, "0", "{")
+	w.write(t, "00", strings.Repeat(" ", maxSpec)+"{}")
+	w.container(t, "1", "box", "a", mount("box", "pvc-1", "/data"))
+	if v, err := w.Volume(t.Context(), "pvc-1", target("box", "pvc-1")); err != nil || v.Name != "left" {
 		t.Errorf("got %v (%v)", v, err)
 	}
 }
@@ -153,7 +181,7 @@ func TestAttackAPodThatNamesItsVolumeLikeAnothers(t *testing.T) {
 func TestANodeWithoutContainersHasNoVolumes(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, twoVolumes)
-	if v, err := w.Volume(t.Context(), "pvc-1", nil); !errdefs.IsNotFound(err) {
+	if v, err := w.Volume(t.Context(), "pvc-1", target("box", "pvc-1")); !errdefs.IsNotFound(err) {
 		t.Errorf("got %v (%v)", v, err)
 	}
 }
@@ -183,7 +211,7 @@ func TestAGuestThatSaysNothingIsUnavailable(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, "does it still run"},
-		"a bundle is torn": {twoVolumes, func(t *testing.T, w *world) { w.write(t, "0", "{") }, "unexpected end"},
+		"its bundle is torn": {twoVolumes, func(t *testing.T, w *world) { w.write(t, "1", "{") }, "unexpected end"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -192,7 +220,7 @@ func TestAGuestThatSaysNothingIsUnavailable(t *testing.T) {
 			if test.spoil != nil {
 				test.spoil(t, w)
 			}
-			v, err := w.Volume(t.Context(), "pvc-1", nil)
+			v, err := w.Volume(t.Context(), "pvc-1", target("box", "pvc-1"))
 			if !errdefs.IsUnavailable(err) || errdefs.IsNotFound(err) || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got %v (%v), not %q", v, err, test.want)
 			}

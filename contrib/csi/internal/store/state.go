@@ -9,6 +9,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/containerd/errdefs"
 	strictjson "sigs.k8s.io/json"
 
 	"github.com/sealvol/sealvol/shim/hotplug"
@@ -48,12 +49,18 @@ func readState(path string) (state, error) {
 	return s, nil
 }
 
+// parseState reads volume.json. That of a newer driver is an errdefs.ErrFailedPrecondition,
+// whatever else it has that is not known here.
 func parseState(data []byte) (state, error) {
 	if len(data) > maxSize {
 		return state{}, fmt.Errorf("more than %d bytes", maxSize)
 	}
 	if !utf8.Valid(data) {
 		return state{}, errors.New("not UTF-8")
+	}
+	var newer struct{ Version int }
+	if json.Unmarshal(data, &newer) == nil && newer.Version > version {
+		return state{}, fmt.Errorf("version %d, not %d: update the driver: %w", newer.Version, version, errdefs.ErrFailedPrecondition)
 	}
 	var wire wireState
 	strict, err := strictjson.UnmarshalStrict(data, &wire)

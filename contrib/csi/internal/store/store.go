@@ -5,11 +5,13 @@
 //	ROOT/pvc-1/volume.json    {"version": 1, "id": "pvc-1", "bytes": 1073741824}
 //	ROOT/pvc-1/disk.img       the volume
 //	ROOT/.new-pvc-2/          being made
-//	ROOT/.gone-pvc-3/         being deleted
+//	ROOT/.gone-pvc-3.1/       being deleted
 //
 // A volume appears and goes with a rename of its folder, so a crash leaves a whole
 // volume or a hidden folder, which the next [Open] removes. Its volume.json is
-// written anew from the disk when it is lost, torn or does not fit the disk.
+// written anew from the disk when it is lost, torn or does not fit the disk. That of
+// a newer driver is left alone, and a disk that is shorter than it says is a damaged
+// volume, not a smaller one.
 //
 // Nothing here looks into a disk or makes a file system: a guest does. The package
 // imports shim/hotplug, for its rule of names, shim/atomicfile, and no other
@@ -70,18 +72,21 @@ type Store struct {
 	root     string
 	capacity int64 // to be promised at most; 0: what the file system has
 	statfs   func(path string, stat *unix.Statfs_t) error
+	sync     func(folder string) error
 	log      *slog.Logger
 	lock     *os.File
 
-	// mu is held for whole operations: capacity is of all volumes together.
+	// mu is held for whole operations, but for the removal of what is in no book any
+	// more: capacity is of all volumes together.
 	mu      sync.Mutex
 	volumes map[string]Volume
+	retired int // counts, so that each folder that is being deleted has a name of its own
 }
 
 // Open opens the store in a folder, which is made if need be, and mends it. Its
 // volumes are never promised more than capacity in bytes, if that is not 0, nor
 // more than the file system has. A folder that another driver has is an
-// errdefs.ErrUnavailable.
+// errdefs.ErrUnavailable, one that others may enter an errdefs.ErrFailedPrecondition.
 func Open(root string, capacity int64, log *slog.Logger) (*Store, error) {
 	return open(root, capacity, unix.Statfs, log)
 }
@@ -90,9 +95,14 @@ func open(root string, capacity int64, statfs func(string, *unix.Statfs_t) error
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return nil, err
 	}
-	// What is in a disk is sealed, but not how much of it.
-	if err := os.Chmod(root, 0o700); err != nil {
+	// What is in a disk is sealed, but not how much of it. A folder that is open to
+	// others may be another one, named here by mistake: it is not ours to close.
+	info, err := os.Stat(root)
+	if err != nil {
 		return nil, err
+	}
+	if !info.IsDir() || info.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("%s is %v and not its owner's alone: chmod it to 0700 if it is for volumes, or name another folder: %w", root, info.Mode(), errdefs.ErrFailedPrecondition)
 	}
 	lock, err := os.OpenFile(filepath.Join(root, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -106,7 +116,7 @@ func open(root string, capacity int64, statfs func(string, *unix.Statfs_t) error
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil, fmt.Errorf("%s: another driver has these volumes: stop it: %w: %w", root, err, errdefs.ErrUnavailable)
 	}
-	s := &Store{root: root, capacity: capacity, statfs: statfs, log: log, lock: lock, volumes: map[string]Volume{}}
+	s := &Store{root: root, capacity: capacity, statfs: statfs, sync: syncFolder, log: log, lock: lock, volumes: map[string]Volume{}}
 	return s, s.load()
 }
 
@@ -123,9 +133,10 @@ func (s *Store) load() error {
 		name := entry.Name()
 		path := filepath.Join(s.root, name)
 		switch {
-		case strings.HasPrefix(name, newPrefix) || strings.HasPrefix(name, oldPrefix):
+		case isHalf(name):
 			if err := os.RemoveAll(path); err != nil {
-				return err
+				s.log.Error("a volume that was half made or half deleted cannot be removed; see why, and remove it", "folder", path, "error", err)
+				continue
 			}
 			s.log.Warn("removed a volume that was half made or half deleted", "folder", path)
 		case hotplug.CheckName(name) != nil || !entry.IsDir():
@@ -143,10 +154,20 @@ func (s *Store) load() error {
 	return nil
 }
 
+// isHalf says whether a folder is that of a volume that was being made or deleted.
+func isHalf(name string) bool {
+	if id, ok := strings.CutPrefix(name, newPrefix); ok {
+		return hotplug.CheckName(id) == nil
+	}
+	rest, ok := strings.CutPrefix(name, oldPrefix)
+	id, _, _ := strings.Cut(rest, ".")
+	return ok && hotplug.CheckName(id) == nil
+}
+
 // mend gives a volume of the disk. What volume.json says is only believed if it
 // fits the disk.
 func (s *Store) mend(id string) (Volume, error) {
-	v := Volume{ID: id, File: filepath.Join(s.root, id, diskName)}
+	v := Volume{ID: id, File: s.Disk(id)}
 	told, stateErr := readState(s.state(id))
 	info, err := os.Lstat(v.File)
 	if errors.Is(err, fs.ErrNotExist) && stateErr == nil && told.id == id {
@@ -162,14 +183,25 @@ func (s *Store) mend(id string) (Volume, error) {
 		return Volume{}, fmt.Errorf("%s is %v: %w", v.File, info.Mode(), errdefs.ErrDataLoss)
 	}
 	v.Bytes = info.Size()
-	if stateErr == nil && told == (state{id, v.Bytes}) {
+	switch {
+	case stateErr == nil && told == (state{id, v.Bytes}):
 		return v, nil
-	}
-	if stateErr == nil {
+	case errdefs.IsFailedPrecondition(stateErr):
+		s.log.Error("volume.json is a newer driver's and stays as it is", "volume", id, "bytes", v.Bytes, "error", stateErr)
+		return v, nil
+	case stateErr == nil && told.id == id && v.Bytes < told.bytes:
+		s.log.Error("the disk of a volume is cut short", "volume", id, "file", v.File, "bytes", v.Bytes, "of", told.bytes)
+		v.Bytes = told.bytes
+		return v, nil
+	case stateErr == nil:
 		stateErr = fmt.Errorf("it says %q of %d bytes", told.id, told.bytes)
 	}
 	s.log.Warn("volume.json is written anew from the disk", "volume", id, "bytes", v.Bytes, "error", stateErr)
-	return v, s.write(v, s.state(id))
+	if err := s.write(v, s.state(id)); err != nil {
+		// The volume is whole: without it, what its pod has would count as nobody's.
+		s.log.Error("volume.json cannot be written, the next start tries again", "volume", id, "error", err)
+	}
+	return v, nil
 }
 
 func (s *Store) state(id string) string { return filepath.Join(s.root, id, stateName) }
@@ -205,7 +237,7 @@ func (s *Store) Create(id string, size Range) (Volume, error) {
 	if err := s.reserve(bytes); err != nil {
 		return Volume{}, fmt.Errorf("volume %q: %w", id, err)
 	}
-	v := Volume{ID: id, Bytes: bytes, File: filepath.Join(s.root, id, diskName)}
+	v := Volume{ID: id, Bytes: bytes, File: s.Disk(id)}
 	if err := s.make(v); err != nil {
 		return Volume{}, fmt.Errorf("make volume %q: %w", id, err)
 	}
@@ -237,14 +269,18 @@ func (s *Store) make(v Volume) (err error) {
 	if err := s.write(v, filepath.Join(fresh, stateName)); err != nil { // syncs the folder too
 		return err
 	}
-	if err := os.Rename(fresh, filepath.Join(s.root, v.ID)); err != nil {
+	whole := filepath.Join(s.root, v.ID)
+	if err := os.Rename(fresh, whole); err != nil {
 		return err
 	}
-	return s.sync()
+	if err := s.sync(s.root); err != nil {
+		return errors.Join(err, os.RemoveAll(whole))
+	}
+	return nil
 }
 
-func (s *Store) sync() error {
-	dir, err := os.Open(s.root)
+func syncFolder(folder string) error {
+	dir, err := os.Open(folder)
 	if err != nil {
 		return err
 	}
@@ -255,6 +291,9 @@ func (s *Store) sync() error {
 func (s *Store) Owns(file string) bool {
 	return filepath.Base(file) == diskName && filepath.Dir(filepath.Dir(file)) == s.root
 }
+
+// Disk is where this store has the disk of a volume, of one that is gone too.
+func (s *Store) Disk(id string) string { return filepath.Join(s.root, id, diskName) }
 
 // Get gives a volume; one that is not there is an errdefs.ErrNotFound.
 func (s *Store) Get(id string) (Volume, error) {
@@ -303,6 +342,15 @@ func (s *Store) Expand(id string, size Range) (Volume, error) {
 		return Volume{}, err
 	}
 	defer disk.Close()
+	if _, err := readState(s.state(id)); errdefs.IsFailedPrecondition(err) {
+		return Volume{}, fmt.Errorf("expand volume %q: %w", id, err)
+	}
+	switch info, err := disk.Stat(); {
+	case err != nil:
+		return Volume{}, err
+	case info.Size() < v.Bytes:
+		return Volume{}, fmt.Errorf("expand volume %q: its disk has %d of %d bytes: %w", id, info.Size(), v.Bytes, errdefs.ErrDataLoss)
+	}
 	if err := s.reserve(bytes - v.Bytes); err != nil {
 		return Volume{}, fmt.Errorf("volume %q: %w", id, err)
 	}
@@ -325,31 +373,47 @@ func (s *Store) Delete(id string) error {
 	if err := hotplug.CheckName(id); err != nil {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	disk, err := lockDisk(Volume{ID: id, File: filepath.Join(s.root, id, diskName)})
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err == nil {
+	disk, err := s.retire(id)
+	if disk != nil {
 		defer disk.Close()
 	}
-	gone := filepath.Join(s.root, oldPrefix+id)
-	if err := os.RemoveAll(gone); err != nil {
+	if err != nil {
 		return fmt.Errorf("delete volume %q: %w", id, err)
 	}
-	if err := os.Rename(filepath.Join(s.root, id), gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("delete volume %q: %w", id, err)
+	// A full disk takes a while, in which others are made and deleted.
+	entries, err := os.ReadDir(s.root)
+	for _, entry := range entries {
+		if strings.HasPrefix(entry.Name(), oldPrefix+id+".") {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(s.root, entry.Name())))
+		}
 	}
-	delete(s.volumes, id)
-	if err := errors.Join(s.sync(), os.RemoveAll(gone)); err != nil {
+	if err != nil {
 		return fmt.Errorf("delete volume %q: %w", id, err)
 	}
 	return nil
 }
 
-// lockDisk opens a disk that no sandbox has: the shim holds an exclusive flock(2)
-// of the backing file for as long as its sandbox lives.
+// retire takes a volume out of the books and renames its folder, if there is one.
+// It gives the disk, locked, if there is one, also with an error.
+func (s *Store) retire(id string) (disk *os.File, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	disk, err = lockDisk(Volume{ID: id, File: s.Disk(id)})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	s.retired++
+	gone := filepath.Join(s.root, fmt.Sprintf("%s%s.%d", oldPrefix, id, s.retired))
+	if err := os.Rename(filepath.Join(s.root, id), gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return disk, err
+	}
+	delete(s.volumes, id)
+	return disk, s.sync(s.root)
+}
+
+// lockDisk opens a disk that no sandbox has: a loop device on it, the shim's as well
+// as that of a raw block volume, has an exclusive flock(2) of it for as long as
+// anybody uses the device.
 func lockDisk(v Volume) (*os.File, error) {
 	disk, err := os.OpenFile(v.File, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -379,7 +443,11 @@ func (s *Store) available() (int64, error) {
 	for _, v := range s.volumes {
 		promised += v.Bytes
 		// What is not written yet is still to be had.
-		free -= max(0, v.Bytes-allocated(v))
+		written, err := v.Allocated()
+		if err != nil {
+			written = 0 // the disk is lost, and may come back
+		}
+		free -= max(0, v.Bytes-written)
 	}
 	if s.capacity > 0 {
 		free = min(free, s.capacity-promised)
@@ -387,13 +455,14 @@ func (s *Store) available() (int64, error) {
 	return max(0, free/Granule*Granule), nil
 }
 
-// allocated is how many bytes of a disk the file system has given it.
-func allocated(v Volume) int64 {
+// Allocated is how many bytes of its disk the file system has given it, 0 before
+// anybody has written there.
+func (v Volume) Allocated() (int64, error) {
 	var stat unix.Stat_t
-	if unix.Stat(v.File, &stat) != nil {
-		return 0
+	if err := unix.Stat(v.File, &stat); err != nil {
+		return 0, fmt.Errorf("stat %s: %w", v.File, err)
 	}
-	return stat.Blocks * 512
+	return stat.Blocks * 512, nil
 }
 
 func (s *Store) reserve(bytes int64) error {

@@ -81,8 +81,8 @@ func TestAVolumeIsASparseFileOfItsSize(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if info.Size() != 10<<30 || info.Mode() != 0o600 || allocated(v) > mib {
-		t.Errorf("the disk has %d bytes, %d of them written, and mode %v", info.Size(), allocated(v), info.Mode())
+	if written, err := v.Allocated(); err != nil || info.Size() != 10<<30 || info.Mode() != 0o600 || written > mib {
+		t.Errorf("the disk has %d bytes, %d of them written (%v), and mode %v", info.Size(), written, err, info.Mode())
 	}
 	if got := files(t, s); !cmp.Equal(got, []string{"pvc-1", "pvc-1/disk.img", "pvc-1/volume.json"}) {
 		t.Errorf("there are %q", got)
@@ -226,7 +226,11 @@ func TestWhatIsWrittenIsNotCountedTwice(t *testing.T) {
 	if err := file.Sync(); err != nil {
 		t.Fatal(err)
 	}
-	s.statfs = disk(free - allocated(v))
+	written, err := v.Allocated()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.statfs = disk(free - written)
 	wantAvailable(t, s, 90*mib)
 	s.statfs = disk(mib) // somebody else's files
 	wantAvailable(t, s, 0)
@@ -312,6 +316,7 @@ func TestAFailureLeavesNothing(t *testing.T) {
 		spoil func(s *Store) error // makes the step fail
 	}{
 		"the disk's size": {1 << 62, func(s *Store) error { s.statfs = disk(math.MaxInt64); return nil }},
+		"the sync":        {mib, func(s *Store) error { s.sync = func(string) error { return unix.EIO }; return nil }},
 		"the rename":      {mib, func(s *Store) error { return os.MkdirAll(filepath.Join(s.root, "a", "occupied"), 0o700) }},
 		"the statfs":      {mib, func(s *Store) error { s.statfs = func(string, *unix.Statfs_t) error { return unix.EIO }; return nil }},
 	} {
@@ -361,7 +366,7 @@ func TestAnExpansionThatFailsIsTakenBack(t *testing.T) {
 func TestAStartMendsWhatACrashLeft(t *testing.T) {
 	t.Parallel()
 	s := newStore(t, options{})
-	for _, id := range []string{"whole", "lost", "torn", "other", "grown", "shrunk", "newer", "gone"} {
+	for _, id := range []string{"whole", "lost", "torn", "other", "grown", "gone"} {
 		mustCreate(t, s, id, 2*mib)
 	}
 	root := reopened(t, s)
@@ -373,11 +378,11 @@ func TestAStartMendsWhatACrashLeft(t *testing.T) {
 		write("torn/volume.json", `{"version": 1, "id`),
 		write("other/volume.json", `{"version": 1, "id": "whole", "bytes": 2097152}`),
 		os.Truncate(filepath.Join(root, "grown/disk.img"), 3*mib),
-		os.Truncate(filepath.Join(root, "shrunk/disk.img"), mib),
-		write("newer/volume.json", `{"version": 2, "id": "newer", "bytes": 2097152}`),
 		os.Remove(filepath.Join(root, "gone/disk.img")),
 		write(".new-half/disk.img", ""),
-		write(".gone-half/disk.img", "data"),
+		write(".gone-half.1/disk.img", "data"),
+		write(".new-Notes of mine/text", "not a volume"),
+		write(".gone-/text", "not a volume"),
 		write("whole/.volume.json-123", ""),
 		write("stranger/note", "not a volume"),
 		os.MkdirAll(filepath.Join(root, "linked"), 0o700),
@@ -393,7 +398,7 @@ func TestAStartMendsWhatACrashLeft(t *testing.T) {
 			got[v.ID] = v.Bytes
 		}
 		want := map[string]int64{
-			"whole": 2 * mib, "lost": 2 * mib, "torn": 2 * mib, "other": 2 * mib, "grown": 3 * mib, "shrunk": mib, "newer": 2 * mib, "gone": 2 * mib,
+			"whole": 2 * mib, "lost": 2 * mib, "torn": 2 * mib, "other": 2 * mib, "grown": 3 * mib, "gone": 2 * mib,
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Error(diff)
@@ -403,19 +408,99 @@ func TestAStartMendsWhatACrashLeft(t *testing.T) {
 				t.Errorf("volume.json of %s says %v (%v)", id, told, err)
 			}
 		}
-		for _, name := range []string{".new-half", ".gone-half"} {
+		for _, name := range []string{".new-half", ".gone-half.1"} {
 			if _, err := os.Stat(filepath.Join(root, name)); !os.IsNotExist(err) {
 				t.Errorf("there is still %s (%v)", name, err)
 			}
 		}
-		if _, err := os.Stat(filepath.Join(root, "stranger/note")); err != nil {
-			t.Errorf("what was not ours is gone: %v", err)
+		for _, name := range []string{"stranger/note", ".new-Notes of mine/text", ".gone-/text"} {
+			if _, err := os.Stat(filepath.Join(root, name)); err != nil {
+				t.Errorf("what was not ours is gone: %v", err)
+			}
 		}
 		reopened(t, s)
 	}
 	s = openStore(t, root, options{})
 	if err := s.Delete("gone"); err != nil {
 		t.Errorf("a volume that has lost its disk cannot be deleted: %v", err)
+	}
+}
+
+// A folder that is named by mistake, such as /var/lib, must not be closed to its users.
+func TestAFolderThatOthersMayEnterIsNotTaken(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	if err := os.Chmod(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open(root, 0, disk(mib), slog.New(slog.DiscardHandler)); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("got %v", err)
+	}
+	info, err := os.Stat(root)
+	if err != nil || info.Mode().Perm() != 0o755 {
+		t.Errorf("the folder is now %v (%v)", info, err)
+	}
+	if entries, err := os.ReadDir(root); err != nil || len(entries) > 0 {
+		t.Errorf("there are %v (%v)", entries, err)
+	}
+}
+
+// A disk that has lost its end is no smaller volume: its health must say so, and
+// growing it would hide that.
+func TestADiskThatIsCutShortStaysAsLargeAsItWas(t *testing.T) {
+	t.Parallel()
+	s := newStore(t, options{})
+	v := mustCreate(t, s, "a", 2*mib)
+	if err := os.Truncate(v.File, mib); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		s = openStore(t, reopened(t, s), options{})
+		if got, err := s.Get("a"); err != nil || got != v {
+			t.Errorf("after a start it is %v (%v), not %v", got, err, v)
+		}
+		if got, err := s.Expand("a", Range{Required: 4 * mib}); !errdefs.IsDataLoss(err) {
+			t.Errorf("it was expanded: %v (%v)", got, err)
+		}
+	}
+	if err := s.Delete("a"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWhatANewerDriverWroteIsKept(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{`{"version": 2, "id": "a", "bytes": 2097152}`, `{"version": 7, "volume": {"id": "a"}, "bytes": "2Mi"}`} {
+		s := newStore(t, options{})
+		v := mustCreate(t, s, "a", 2*mib)
+		if err := os.WriteFile(s.state("a"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s = openStore(t, reopened(t, s), options{})
+		if got, err := s.Get("a"); err != nil || got != v {
+			t.Errorf("the volume is %v (%v)", got, err)
+		}
+		if got, err := s.Expand("a", Range{Required: 4 * mib}); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("it was expanded: %v (%v)", got, err)
+		}
+		if now, err := os.ReadFile(s.state("a")); err != nil || string(now) != text {
+			t.Errorf("volume.json is now %q (%v)", now, err)
+		}
+	}
+}
+
+// Without it in the books, its pod's record would go, and it could be deleted.
+func TestAVolumeWhoseStateCannotBeWrittenIsKept(t *testing.T) {
+	t.Parallel()
+	s := newStore(t, options{})
+	v := mustCreate(t, s, "a", mib)
+	// A folder in the place of volume.json makes its rename fail.
+	if err := errors.Join(os.Remove(s.state("a")), os.MkdirAll(s.state("a")+"/occupied", 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, reopened(t, s), options{})
+	if got, err := s.Get("a"); err != nil || got != v {
+		t.Errorf("after a start it is %v (%v)", got, err)
 	}
 }
 
