@@ -78,7 +78,7 @@ func Daemon(c config.Config, h Host, call Call) error {
 			dir: dir, host: h, call: call,
 			stockEnded: make(chan struct{}), released: make(chan struct{}), empty: make(chan struct{}),
 			state:   state{Version: stateVersion, StockShim: c.StockShim, Containers: map[string]string{}},
-			volumes: volumes{sandbox: dir.sandbox, records: h.Records, open: h.Open, byName: map[string]*volume{}, kept: map[hotplug.Backing]Device{}},
+			volumes: volumes{sandbox: dir.sandbox, records: h.Records, open: dir.opener(h.Open), byName: map[string]*volume{}, kept: map[hotplug.Backing]Device{}},
 		}
 		if err := d.run(ctx, p, bundle); err != nil {
 			return err

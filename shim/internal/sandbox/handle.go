@@ -133,10 +133,10 @@ func (d *daemon) add(container, dir string) (err error) {
 	defer func() {
 		if err != nil {
 			delete(d.state.Containers, container)
-			err = errors.Join(err, undo(), d.write(d.state))
+			err = errors.Join(err, undo(), d.note())
 		}
 	}()
-	if err := d.write(d.state); err != nil {
+	if err := d.note(); err != nil {
 		return err
 	}
 	if err := request.Take(); err != nil {
@@ -148,13 +148,19 @@ func (d *daemon) add(container, dir string) (err error) {
 	return nil
 }
 
+// note writes down what has changed.
+func (d *daemon) note() error {
+	d.state.Devices = d.volumes.numbers()
+	return d.write(d.state)
+}
+
 // drop ends what was done for a container, and says how many containers are left.
 func (d *daemon) drop(container string) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.state.Containers, container)
 	// What fails here is done again when the sandbox ends.
-	if err := errors.Join(d.volumes.drop(container), d.write(d.state)); err != nil {
+	if err := errors.Join(d.volumes.drop(container), d.note()); err != nil {
 		d.host.Log.Error("drop a container", "container", container, "error", err)
 	}
 	return len(d.state.Containers)
