@@ -845,6 +845,52 @@ func TestDeleteOfOneContainerLeavesTheOthersAlone(t *testing.T) {
 	h.wantNothing()
 }
 
+// A containerd that dies between Create and Start leaves such a sandbox, and then stops its pod.
+func TestASandboxThatWasNeverStartedEndsWhenItIsKilled(t *testing.T) {
+	t.Parallel()
+	for _, version := range []string{"2", "3"} {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t, stockForm+"=json", stockVersion+"="+version)
+			bundle := h.bundle("sb", nil)
+			var answer struct{ Address string }
+			h.must(json.Unmarshal(h.start("sb", bundle), &answer))
+			client := h.connect(answer.Address)
+			call := func(method string, in, out proto.Message) error {
+				return client.Call(t.Context(), "containerd.task.v"+version+".Task", method, in, out)
+			}
+			h.must(call("Create", &taskv3.CreateTaskRequest{ID: "sb", Bundle: bundle}, new(taskv3.CreateTaskResponse)))
+			container := h.bundle("c1", nil)
+			h.must(call("Create", &taskv3.CreateTaskRequest{ID: "c1", Bundle: container}, new(taskv3.CreateTaskResponse)))
+			for name, r := range map[string]*taskv3.KillRequest{
+				"another signal":             {ID: "sb", Signal: 15},
+				"an exec":                    {ID: "sb", ExecID: "exec", Signal: 9},
+				"a container of the sandbox": {ID: "c1", Signal: 9},
+			} {
+				if err := call("Kill", r, new(emptypb.Empty)); err == nil || !strings.Contains(err.Error(), "Sandbox not running") {
+					t.Errorf("%s: the stock shim's answer becomes %v", name, err)
+				}
+			}
+			if err := call("Kill", &taskv3.KillRequest{ID: "c2", Signal: 9}, new(emptypb.Empty)); status.Code(err) != codes.NotFound {
+				t.Errorf("a container that is not there: %v", err)
+			}
+			h.must(call("State", &taskv3.StateRequest{ID: "sb"}, new(taskv3.StateResponse)))
+			// It may have ended before the answer was written; containerd tries again then.
+			if err := call("Kill", &taskv3.KillRequest{ID: "sb", Signal: 9}, new(emptypb.Empty)); err != nil && !errors.Is(err, ttrpc.ErrClosed) {
+				t.Errorf("containerd gives the pod up when killing it gives %v", err)
+			}
+			h.wantNothing()
+			// containerd sees the exit in the end of its connection, and calls `delete`.
+			if err := client.UserOnCloseWait(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if got := h.delete("sb", bundle); got.ExitStatus != 137 {
+				t.Errorf("delete gives %v", got)
+			}
+		})
+	}
+}
+
 func TestDeleteWithoutABundle(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
