@@ -271,6 +271,32 @@ func TestFilesInATargetAreNotDeleted(t *testing.T) {
 	w.unpublishAt(t, id, w.target("a"))
 }
 
+// kubelet makes the folders of a subPath before the plugin refuses the container.
+func TestUnpublishRemovesTheEmptyFoldersOfASubPath(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id := w.create(t, "pvc-1").VolumeId
+	w.publishAt(t, id, w.target("a"))
+	if err := errors.Join(os.Chmod(w.target("a"), 0o700), os.MkdirAll(filepath.Join(w.target("a"), "x/y"), 0o700), os.Mkdir(filepath.Join(w.target("a"), "z"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(w.target("a"), "x/y/file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := w.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: id, TargetPath: w.target("a")})
+	if err == nil || !strings.Contains(err.Error(), file) || !strings.Contains(err.Error(), "these files are not of it") {
+		t.Errorf("got %v", err)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Errorf("the file is gone: %v", err)
+	}
+	w.unpublishAt(t, id, w.target("a"))
+	if _, err := os.Lstat(w.target("a")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the target is still there (%v)", err)
+	}
+}
+
 func TestAFailedPublishLeavesNothing(t *testing.T) {
 	t.Parallel()
 	loosen := func(w *world) error {

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/sealvol/sealvol/contrib/csi/internal/store"
@@ -314,10 +316,43 @@ func (d *Driver) unpublish(id, target string) error {
 		return err
 	}
 	// The folder goes before its record: without one, what a container wrote there would not be sealed.
-	if err := os.Remove(target); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err = os.Remove(target)
+	if errors.Is(err, unix.ENOTEMPTY) {
+		err = removeFolders(target)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: the volume never was mounted there, so these files are not of it: see what they are and remove them", err)
 	}
 	return d.Published.Remove(target)
+}
+
+// removeFolders removes a target in which there are folders alone: kubelet makes
+// those of a subPath, also for a container that the plugin refuses then.
+func removeFolders(target string) error {
+	root, err := os.OpenRoot(target)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	var folders []string
+	err = fs.WalkDir(root.FS(), ".", func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && !entry.IsDir() {
+			err = fmt.Errorf("there is a file at %s", filepath.Join(target, path))
+		}
+		if path != "." {
+			folders = append(folders, path)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, folder := range slices.Backward(folders) {
+		if err := root.Remove(folder); err != nil {
+			return err
+		}
+	}
+	return os.Remove(target)
 }
 
 // NodeExpandVolume says that a volume has the size that the Controller gave it.
