@@ -5,6 +5,7 @@ import (
 	"math"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -191,12 +192,22 @@ func findMounts(asked []ask, driver published.Dir, pod *api.PodSandbox, containe
 			}
 			v.Name, v.Backing = a.name, hotplug.EmptyDir{Path: m.GetSource(), Size: a.size}
 		} else {
-			record, err := driver.Find(resolve(m.GetSource()))
+			// Other mounts are not looked at: they may hang, and are no target of a CSI driver.
+			target, whole := parseCSI(m.GetSource())
+			if target == "" {
+				continue
+			}
+			record, err := driver.Find(resolve(target))
 			if errdefs.IsNotFound(err) {
 				continue
 			}
 			if err != nil {
 				return nil, fmt.Errorf("mount at %q: %w", m.GetDestination(), err)
+			}
+			if !whole {
+				// The folder is the node's: what is written there would not be sealed.
+				return nil, fmt.Errorf("volume %q: the container mounts a part of it at %q: sealed volumes have no subPath; mount the whole: %w",
+					record.Name, m.GetDestination(), errdefs.ErrFailedPrecondition)
 			}
 			// By a hostPath a pod can name the folder of another one's volume.
 			if pod.GetUid() == "" || !strings.Contains(record.Target, "/pods/"+pod.GetUid()+"/volumes/") {
@@ -214,14 +225,32 @@ func findMounts(asked []ask, driver published.Dir, pod *api.PodSandbox, containe
 	return volumes, nil
 }
 
-// resolve gives a mount's source as a record has it. containerd 2.4 follows links
-// only where the last part of a path is one (pkg/os, ResolveSymbolicLink), and
-// kubelet's root folder may be behind one. What cannot be followed is no target.
-func resolve(source string) string {
-	if target, err := filepath.EvalSymlinks(source); err == nil {
-		return target
+// csiRE is a path in what kubelet has of a CSI volume. The first pods folder is
+// that of the node's kubelet: what follows a volume's name is the volume's.
+var csiRE = regexp.MustCompile(`^(.*?/pods/[^/]+)/(volumes/kubernetes\.io~csi|volume-subpaths)/([^/]+)/(.+)$`)
+
+// parseCSI gives the target of the CSI volume that a path belongs to, and whether
+// the path is that target, or a part of it or beside it. Kubelet has the one at
+// <root>/pods/<uid>/volumes/kubernetes.io~csi/<name>/mount (Kubernetes 1.34,
+// pkg/volume/csi/csi_mounter.go, getTargetPath), and what a subPath gives where
+// parseEmptyDir says. For other paths the target is empty.
+func parseCSI(source string) (target string, whole bool) {
+	parts := csiRE.FindStringSubmatch(path.Clean(source))
+	if parts == nil {
+		return "", false
 	}
-	return source
+	return parts[1] + "/volumes/kubernetes.io~csi/" + parts[3] + "/mount", parts[2] != "volume-subpaths" && parts[4] == "mount"
+}
+
+// resolve gives a target as a record has it. containerd 2.4 follows links only
+// where the last part of a path is one (pkg/os, ResolveSymbolicLink), and kubelet's
+// root folder may be behind one. The last part is not looked at: with another
+// driver it is a mount, which may hang. What cannot be followed is no target.
+func resolve(target string) string {
+	if folder, err := filepath.EvalSymlinks(path.Dir(target)); err == nil {
+		return path.Join(folder, path.Base(target))
+	}
+	return target
 }
 
 // parseEmptyDir gives the name of the emptyDir of a pod that a path belongs to,

@@ -182,6 +182,77 @@ func TestAPublishedVolumeIsFoundBehindALink(t *testing.T) {
 	}
 }
 
+// Another driver's target is a mount, and looking at it may take for ever.
+func TestATargetItselfIsNotLookedAt(t *testing.T) {
+	t.Parallel()
+	c, base := testConfig(t), t.TempDir()
+	target := filepath.Join(base, "real/pods", podUID, "volumes/kubernetes.io~csi/pvc-2/mount")
+	err := errors.Join(os.MkdirAll(filepath.Dir(target), 0o700), os.Symlink("real", filepath.Join(base, "link")), os.Symlink("mount", target),
+		c.published.Write(published.Volume{Name: "pvc-2", Target: target, File: csiFile}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	container := testContainer()
+	container.Mounts = append(container.Mounts, bind(strings.Replace(target, "/real/", "/link/", 1), "/data", "rw"))
+	got, err := adjust(c, testPod(), container)
+	if err != nil || !strings.Contains(got.GetAnnotations()[hotplug.Annotation], `"name":"pvc-2"`) {
+		t.Errorf("a target that is a link to itself was followed: %v, %v", got, err)
+	}
+}
+
+// The folder behind a sealed volume is the node's: a part of it would be written in the clear.
+func TestAPartOfAPublishedVolumeIsRefused(t *testing.T) {
+	t.Parallel()
+	for name, source := range map[string]string{
+		"a subPath":                           pods + "/volume-subpaths/pvc-1/app/0",
+		"a subPath's file":                    pods + "/volume-subpaths/pvc-1/app/0/file",
+		"a folder below the target":           csiTarget + "/sub",
+		"a folder below, in a roundabout way": csiTarget + "/x/../sub/",
+		"what is like another pod's volume":   csiTarget + "/pods/2/volumes/kubernetes.io~csi/pvc-2/mount",
+	} {
+		for _, handler := range []string{"kata", "runc"} {
+			pod, container := testPod(), testContainer()
+			pod.Annotations, pod.RuntimeHandler = nil, handler
+			container.Mounts = append(container.Mounts, bind(source, "/data", "rw"))
+			got, err := adjust(testConfig(t), pod, container)
+			if got != nil || !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), `volume "pvc-1": the container mounts a part of it at "/data"`) {
+				t.Errorf("%s, %s: gives %v, %v", name, handler, got, err)
+			}
+		}
+	}
+	for name, source := range map[string]string{
+		"a subPath of another driver's volume": pods + "/volume-subpaths/pvc-2/app/0",
+		"a subPath of another pod's volume":    "/var/lib/kubelet/pods/2/volume-subpaths/pvc-1/app/0",
+		"a folder that is no pod's":            "/srv/volume-subpaths/pvc-1/app/0",
+	} {
+		pod, container := testPod(), testContainer()
+		pod.Annotations = nil
+		container.Mounts = append(container.Mounts, bind(source, "/data", "rw"))
+		if got, err := adjust(testConfig(t), pod, container); got != nil || err != nil {
+			t.Errorf("%s: gives %v, %v", name, got, err)
+		}
+	}
+}
+
+// A folder of records that is not to be trusted stands in the way of CSI volumes, and of nobody else on the node.
+func TestAFolderThatOthersMayEnterRefusesCSIVolumesAlone(t *testing.T) {
+	t.Parallel()
+	c := testConfig(t)
+	if err := os.Chmod(string(c.published), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	pod, container := testPod(), testContainer()
+	pod.Annotations, pod.RuntimeHandler = nil, "runc"
+	container.Mounts = append(container.Mounts, bind("/etc/hosts", "/etc/hosts", "rw"), bind(pods+"/volumes/kubernetes.io~secret/token", "/token", "ro"))
+	if got, err := adjust(c, pod, container); got != nil || err != nil {
+		t.Errorf("a container that asks for nothing: %v, %v", got, err)
+	}
+	container.Mounts = append(container.Mounts, bind(csiTarget, "/data", "rw"))
+	if got, err := adjust(c, pod, container); got != nil || !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a container with a published volume: %v, %v", got, err)
+	}
+}
+
 // The guest's policy says which container must have which volume.
 func TestAContainerWithoutTheVolumeIsLetThrough(t *testing.T) {
 	t.Parallel()

@@ -191,7 +191,21 @@ func (h *host) find(name, role string) (id process.ID, running bool) {
 }
 
 func (h *host) daemon() process.ID { return h.program(shimName, sandbox.RoleDaemon) }
-func (h *host) stock() process.ID  { return h.program(stockName, "") }
+
+// daemonOf is daemon where there is more than one sandbox.
+func (h *host) daemonOf(sandboxID string) process.ID {
+	h.Helper()
+	for _, id := range h.processes() {
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", id.Pid))
+		if args := strings.Split(string(line), "\x00"); err == nil && len(args) > 1 && args[1] == sandbox.RoleDaemon && slices.Contains(args, sandboxID) {
+			return id
+		}
+	}
+	h.Fatalf("sandbox %s has no daemon", sandboxID)
+	return process.ID{}
+}
+
+func (h *host) stock() process.ID { return h.program(stockName, "") }
 
 // kill kills a process and waits until it has ended.
 func (h *host) kill(id process.ID) {
@@ -550,6 +564,44 @@ func TestABlockedCreateHoldsNothingUp(t *testing.T) {
 	h.must(<-created)
 }
 
+// The lock on a device ends with the daemon that holds it, and the hypervisor may live on.
+func TestADiskOfAKilledShimIsNobodysBeforeItsSandboxHasEnded(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	_, first := h.up()
+	next := h.bundle("next", annotations{"io.kubernetes.cri.container-type": "sandbox"})
+	second := taskv2.NewTTRPCTaskClient(h.connect(string(h.start("next", next))))
+	_, err := second.Create(t.Context(), &taskv2.CreateTaskRequest{ID: "next", Bundle: next})
+	h.must(err)
+
+	lent := h.volumeBundle("c1", "7:3", nil)
+	h.start("c1", lent)
+	_, err = first.Create(t.Context(), &taskv2.CreateTaskRequest{ID: "c1", Bundle: lent})
+	h.must(err)
+	h.kill(h.daemonOf("sb"))
+
+	source := hotplug.Source("next", "vol")
+	request, err := hotplug.Request{Volumes: []hotplug.Volume{
+		{Name: "vol", MountPath: "/mnt", Source: source, Backing: hotplug.Device{Major: 7, Minor: 3}},
+	}}.Encode()
+	h.must(err)
+	wanting := h.bundle("c2", annotations{hotplug.Annotation: string(request), "io.kubernetes.cri.sandbox-id": "next"}, source+" /mnt")
+	create := func() error {
+		_, err := second.Create(t.Context(), &taskv2.CreateTaskRequest{ID: "c2", Bundle: wanting})
+		return err
+	}
+	if err := create(); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "block device 7:3 is that of another pod (sandbox sb)") {
+		t.Errorf("two guests may write one disk: %v", err)
+	}
+	if h.saw(wanting) != nil {
+		t.Error("the stock shim was asked")
+	}
+	h.delete("sb", filepath.Join(h.root, "bundles", "sb"))
+	if err := create(); err != nil {
+		t.Errorf("the disk of a sandbox that has ended is still taken: %v", err)
+	}
+}
+
 func TestCreateTurnsTheRequestIntoARecord(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
@@ -791,6 +843,52 @@ func TestDeleteOfOneContainerLeavesTheOthersAlone(t *testing.T) {
 		t.Errorf("delete gives %v", got)
 	}
 	h.wantNothing()
+}
+
+// A containerd that dies between Create and Start leaves such a sandbox, and then stops its pod.
+func TestASandboxThatWasNeverStartedEndsWhenItIsKilled(t *testing.T) {
+	t.Parallel()
+	for _, version := range []string{"2", "3"} {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t, stockForm+"=json", stockVersion+"="+version)
+			bundle := h.bundle("sb", nil)
+			var answer struct{ Address string }
+			h.must(json.Unmarshal(h.start("sb", bundle), &answer))
+			client := h.connect(answer.Address)
+			call := func(method string, in, out proto.Message) error {
+				return client.Call(t.Context(), "containerd.task.v"+version+".Task", method, in, out)
+			}
+			h.must(call("Create", &taskv3.CreateTaskRequest{ID: "sb", Bundle: bundle}, new(taskv3.CreateTaskResponse)))
+			container := h.bundle("c1", nil)
+			h.must(call("Create", &taskv3.CreateTaskRequest{ID: "c1", Bundle: container}, new(taskv3.CreateTaskResponse)))
+			for name, r := range map[string]*taskv3.KillRequest{
+				"another signal":             {ID: "sb", Signal: 15},
+				"an exec":                    {ID: "sb", ExecID: "exec", Signal: 9},
+				"a container of the sandbox": {ID: "c1", Signal: 9},
+			} {
+				if err := call("Kill", r, new(emptypb.Empty)); err == nil || !strings.Contains(err.Error(), "Sandbox not running") {
+					t.Errorf("%s: the stock shim's answer becomes %v", name, err)
+				}
+			}
+			if err := call("Kill", &taskv3.KillRequest{ID: "c2", Signal: 9}, new(emptypb.Empty)); status.Code(err) != codes.NotFound {
+				t.Errorf("a container that is not there: %v", err)
+			}
+			h.must(call("State", &taskv3.StateRequest{ID: "sb"}, new(taskv3.StateResponse)))
+			// It may have ended before the answer was written; containerd tries again then.
+			if err := call("Kill", &taskv3.KillRequest{ID: "sb", Signal: 9}, new(emptypb.Empty)); err != nil && !errors.Is(err, ttrpc.ErrClosed) {
+				t.Errorf("containerd gives the pod up when killing it gives %v", err)
+			}
+			h.wantNothing()
+			// containerd sees the exit in the end of its connection, and calls `delete`.
+			if err := client.UserOnCloseWait(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if got := h.delete("sb", bundle); got.ExitStatus != 137 {
+				t.Errorf("delete gives %v", got)
+			}
+		})
+	}
 }
 
 func TestDeleteWithoutABundle(t *testing.T) {

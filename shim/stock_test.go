@@ -172,6 +172,7 @@ func stockServes(id string) error {
 			"Create":   adapt(s.Create),
 			"State":    adapt(s.State),
 			"Delete":   adapt(s.Delete),
+			"Kill":     adapt(s.Kill),
 			"Shutdown": adapt(s.Shutdown),
 		}
 		server.RegisterService("containerd.task.v2.Task", &ttrpc.ServiceDesc{Methods: methods})
@@ -286,6 +287,16 @@ func (s *stockService) Delete(ctx context.Context, r *taskv3.DeleteRequest) (*ta
 		delete(s.containers, r.ID)
 	}
 	return &taskv3.DeleteResponse{ExitStatus: 7}, nil
+}
+
+// Kill answers as Kata does for a sandbox that was never started: the stand-in starts none.
+func (s *stockService) Kill(ctx context.Context, r *taskv3.KillRequest) (*emptypb.Empty, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.containers[r.ID] {
+		return nil, status.Error(codes.NotFound, "no such container")
+	}
+	return nil, status.Error(codes.Unknown, "Sandbox not running")
 }
 
 func (s *stockService) Shutdown(ctx context.Context, r *taskv3.ShutdownRequest) (*emptypb.Empty, error) {

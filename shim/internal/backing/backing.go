@@ -20,9 +20,13 @@ import (
 )
 
 // Device is a block device that is held open and locked: as long as it is, its
-// number stays with it, and no other sandbox opens what is behind it. Kata tells
-// devices apart by their numbers, so that another disk under a number that was
-// used before would not be plugged in.
+// number stays with it, and [Open] gives it to nobody else. Kata tells devices
+// apart by their numbers, so that another disk under a number that was used
+// before would not be plugged in.
+//
+// The lock on a file lasts until the hypervisor too has let go of its loop
+// device, the one on a device's number only as long as its holder lives. Neither
+// knows two names for the same bytes, a partition and its disk say.
 type Device struct {
 	path string
 	// held is what is let go of with the device, the last first.

@@ -111,7 +111,11 @@ func (r *Relay) connection(ctx context.Context, down net.Conn) error {
 	err = r.requests(down, up, func(f frame.Frame, request *ttrpc.Request, call Call) {
 		calls.Go(func() {
 			response := r.respond(handled, f, request, call)
-			if err := responses.write(frame.Frame{Stream: f.Stream, Type: frame.Response, Payload: response}); err != nil {
+			err := context.Cause(ctx)
+			if err == nil {
+				err = responses.write(frame.Frame{Stream: f.Stream, Type: frame.Response, Payload: response})
+			}
+			if err != nil {
 				r.Log.Warn("a response found no reader", "service", request.Service, "method", request.Method, "error", err)
 			}
 		})

@@ -39,9 +39,10 @@ type daemon struct {
 	// stockEnded is closed when the stock shim has ended, released when
 	// containerd may see that.
 	stockEnded, released chan struct{}
-	// empty is closed when `delete` was called for the last container.
-	empty     chan struct{}
-	emptyOnce sync.Once
+	// over is closed when `delete` was called for the last container, or the
+	// sandbox's own was killed and the stock shim could not do it.
+	over    chan struct{}
+	endOnce sync.Once
 	// calls are those that have a part in what mu guards.
 	calls sync.WaitGroup
 
@@ -76,9 +77,9 @@ func Daemon(c config.Config, h Host, call Call) error {
 		h.Log = h.Log.With("namespace", dir.namespace, "sandbox", dir.sandbox)
 		d := &daemon{
 			dir: dir, host: h, call: call,
-			stockEnded: make(chan struct{}), released: make(chan struct{}), empty: make(chan struct{}),
+			stockEnded: make(chan struct{}), released: make(chan struct{}), over: make(chan struct{}),
 			state:   state{Version: stateVersion, StockShim: c.StockShim, Containers: map[string]string{}},
-			volumes: volumes{sandbox: dir.sandbox, records: h.Records, open: h.Open, byName: map[string]*volume{}, kept: map[hotplug.Backing]Device{}},
+			volumes: volumes{sandbox: dir.sandbox, records: h.Records, open: dir.opener(h.Open), byName: map[string]*volume{}, kept: map[hotplug.Backing]Device{}},
 		}
 		if err := d.run(ctx, p, bundle); err != nil {
 			return err
@@ -155,8 +156,8 @@ func (d *daemon) run(ctx context.Context, p *post, bundle string) (err error) {
 	select {
 	case <-d.stockEnded:
 		d.host.Log.Info("the stock shim has ended")
-	case <-d.empty:
-		d.host.Log.Info("the last container was deleted")
+	case <-d.over:
+		d.host.Log.Info("the last container was deleted, or the sandbox killed")
 	case <-ctx.Done():
 		d.host.Log.Info("the shim was told to end")
 	}

@@ -9,6 +9,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/pkg/identifiers"
@@ -16,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sealvol/sealvol/shim/atomicfile"
+	"github.com/sealvol/sealvol/shim/hotplug"
 	"github.com/sealvol/sealvol/shim/internal/process"
 )
 
@@ -178,6 +181,9 @@ type state struct {
 	Answer []byte `json:"answer,omitempty"`
 	// Containers are the bundles of the containers that the stock shim has, by id.
 	Containers map[string]string `json:"containers"`
+	// Devices are the numbers of the block devices that the stock shim has heard
+	// of: the hypervisor may have one open for longer than the daemon lives.
+	Devices []string `json:"devices,omitempty"`
 }
 
 func (d dir) statePath() string { return filepath.Join(d.path, "state.json") }
@@ -237,5 +243,40 @@ func parseState(data []byte) (state, error) {
 			return state{}, fmt.Errorf("%q is not an absolute, clean path", path)
 		}
 	}
+	for _, number := range s.Devices {
+		if !numberRE.MatchString(number) {
+			return state{}, fmt.Errorf("%q is no number of a block device", number)
+		}
+	}
 	return s, nil
+}
+
+var numberRE = regexp.MustCompile(`^[0-9]{1,10}:[0-9]{1,10}$`)
+
+// checkFree refuses a device that another sandbox has by its state, with an
+// errdefs.ErrUnavailable. That sandbox's daemon may be dead, and its lock on the
+// device free; the state stays until its hypervisor has ended.
+func (d dir) checkFree(number hotplug.Device) error {
+	paths, err := filepath.Glob(filepath.Join(filepath.Dir(d.path), "*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range paths {
+		other, err := parseDir(path)
+		if err != nil || other == d {
+			continue
+		}
+		s, err := other.read()
+		if errdefs.IsNotFound(err) {
+			continue // It has not begun, or has just ended.
+		}
+		if err != nil {
+			return fmt.Errorf("block device %s may be that of sandbox %s, which must be removed first: %w: %w", number, other.sandbox, err, errdefs.ErrUnavailable)
+		}
+		if slices.Contains(s.Devices, number.String()) {
+			return fmt.Errorf("block device %s is that of another pod (sandbox %s), which must be removed first; or give this pod one of its own: %w",
+				number, other.sandbox, errdefs.ErrUnavailable)
+		}
+	}
+	return nil
 }

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/sealvol/sealvol/shim/hotplug"
 	"github.com/sealvol/sealvol/shim/internal/process"
 )
 
@@ -94,7 +96,7 @@ func TestTheStateComesBack(t *testing.T) {
 
 func TestAStateThatDoesNotFitIsRefused(t *testing.T) {
 	t.Parallel()
-	const good = `{"version":1,"stock_shim":"/kata","stock":{"pid":7,"start":8,"boot":"9"},"containers":{"sb":"/b"}}`
+	const good = `{"version":1,"stock_shim":"/kata","stock":{"pid":7,"start":8,"boot":"9"},"devices":["8:16"],"containers":{"sb":"/b"}}`
 	if _, err := parseState([]byte(good)); err != nil {
 		t.Fatal(err)
 	}
@@ -110,10 +112,38 @@ func TestAStateThatDoesNotFitIsRefused(t *testing.T) {
 		"no shim":                  {`"/kata"`, `""`},
 		"a bundle that climbs":     {`"/b"`, `"/b/../c"`},
 		"a container that is none": {`"sb"`, `"../sb"`},
+		"a device that is none":    {`"8:16"`, `"8:16\n"`},
 	} {
 		text := strings.Replace(good, edit[0], edit[1], 1)
 		if _, err := parseState([]byte(text)); err == nil {
 			t.Errorf("%s: %s is taken", name, text)
+		}
+	}
+}
+
+func TestADeviceIsFreeUnlessAnotherSandboxMayHaveIt(t *testing.T) {
+	t.Parallel()
+	d := testDir(t)
+	number := hotplug.Device{Major: 8, Minor: 16}
+	for name, test := range map[string]struct {
+		sandbox, state string
+		free           bool
+	}{
+		"its own state":                {"sb", `{"version":1,"stock_shim":"/kata","devices":["8:16"],"containers":{}}`, true},
+		"another's with other devices": {"other", `{"version":1,"stock_shim":"/kata","devices":["8:1","8:160"],"containers":{}}`, true},
+		"another's with the device":    {"other", `{"version":1,"stock_shim":"/kata","devices":["8:1","8:16"],"containers":{}}`, false},
+		"another's that is damaged":    {"other", `{`, false},
+		"no folder of a sandbox's":     {"..", `{`, true},
+	} {
+		path := filepath.Join(filepath.Dir(d.path), "ns"+separator+test.sandbox)
+		if err := errors.Join(os.MkdirAll(path, 0o700), os.WriteFile(filepath.Join(path, "state.json"), []byte(test.state), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.checkFree(number); test.free != (err == nil) || err != nil && !errdefs.IsUnavailable(err) {
+			t.Errorf("%s: got %v", name, err)
+		}
+		if err := os.RemoveAll(path); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -26,7 +27,7 @@ const (
 	forgetMethod = "Forget"
 )
 
-// Handle implements relay.Handler. The messages of Create and Delete are the
+// Handle implements relay.Handler. The messages of Create, Delete and Kill are the
 // same in both versions of the task service, in the fields that count here.
 func (d *daemon) Handle(service, method string) relay.Call {
 	switch service + "/" + method {
@@ -34,6 +35,8 @@ func (d *daemon) Handle(service, method string) relay.Call {
 		return d.begun(d.create)
 	case "containerd.task.v2.Task/Delete", "containerd.task.v3.Task/Delete":
 		return d.begun(d.delete)
+	case "containerd.task.v2.Task/Kill", "containerd.task.v3.Task/Kill":
+		return d.kill
 	case ownService + "/" + forgetMethod:
 		return d.begun(d.forget)
 	}
@@ -96,9 +99,32 @@ func (d *daemon) forget(_ context.Context, payload []byte, _ func() ([]byte, err
 		return nil, err
 	}
 	if d.drop(container.Value) == 0 {
-		d.emptyOnce.Do(func() { close(d.empty) })
+		d.endOnce.Do(func() { close(d.over) })
 	}
 	return proto.Marshal(new(emptypb.Empty))
+}
+
+// kill ends the sandbox when its own container cannot be killed otherwise. The
+// stock shim refuses that for good when the sandbox was created and not started
+// ("Sandbox not running"), as a containerd that died in between leaves it.
+// containerd stops a pod with this call, and waits for the exit, which it sees
+// in the end of its connection.
+func (d *daemon) kill(_ context.Context, payload []byte, forward func() ([]byte, error)) ([]byte, error) {
+	request := new(task.KillRequest)
+	if err := unmarshal(payload, request); err != nil {
+		return nil, err
+	}
+	response, err := forward()
+	switch {
+	case status.Code(err) == codes.Unavailable:
+		// It may have ended: then containerd is to see that, and not this error.
+		d.holdEnd()
+	case err != nil && status.Code(err) != codes.NotFound && request.ID == d.sandbox && request.ExecID == "" && request.Signal == uint32(unix.SIGKILL):
+		d.host.Log.Warn("the stock shim cannot kill the sandbox, which ends", "error", err)
+		d.endOnce.Do(func() { close(d.over) })
+		return proto.Marshal(new(emptypb.Empty))
+	}
+	return response, err
 }
 
 func unmarshal(payload []byte, message proto.Message) error {
@@ -133,10 +159,10 @@ func (d *daemon) add(container, dir string) (err error) {
 	defer func() {
 		if err != nil {
 			delete(d.state.Containers, container)
-			err = errors.Join(err, undo(), d.write(d.state))
+			err = errors.Join(err, undo(), d.note())
 		}
 	}()
-	if err := d.write(d.state); err != nil {
+	if err := d.note(); err != nil {
 		return err
 	}
 	if err := request.Take(); err != nil {
@@ -148,13 +174,19 @@ func (d *daemon) add(container, dir string) (err error) {
 	return nil
 }
 
+// note writes down what has changed.
+func (d *daemon) note() error {
+	d.state.Devices = d.volumes.numbers()
+	return d.write(d.state)
+}
+
 // drop ends what was done for a container, and says how many containers are left.
 func (d *daemon) drop(container string) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.state.Containers, container)
 	// What fails here is done again when the sandbox ends.
-	if err := errors.Join(d.volumes.drop(container), d.write(d.state)); err != nil {
+	if err := errors.Join(d.volumes.drop(container), d.note()); err != nil {
 		d.host.Log.Error("drop a container", "container", container, "error", err)
 	}
 	return len(d.state.Containers)

@@ -3,7 +3,7 @@
 //
 // containerd calls this program with `start` and `delete`. The first `start`
 // of a sandbox leaves a daemon behind, which starts the stock shim, relays
-// containerd's calls to it, and has a part in Create and Delete. The daemon is
+// containerd's calls to it, and has a part in Create, Delete and Kill. The daemon is
 // the subreaper of all that the sandbox runs; when the stock shim ends, for
 // whatever reason, it ends the rest, removes what the sandbox had on the host,
 // and exits, so that containerd sees what it sees of a stock shim. When the

@@ -3,6 +3,8 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/containerd/errdefs"
 
@@ -36,6 +38,38 @@ type volume struct {
 	device  Device
 	users   map[string]bool // ids of containers
 	settled bool            // a container was created with it
+}
+
+// opener opens a backing that no other sandbox has.
+func (d dir) opener(open func(hotplug.Backing) (Device, error)) func(hotplug.Backing) (Device, error) {
+	return func(b hotplug.Backing) (Device, error) {
+		device, err := open(b)
+		number, isNumber := b.(hotplug.Device)
+		if err != nil || !isNumber {
+			return device, err
+		}
+		// Asked after it was locked: who had the lock before has written its state.
+		if err := d.checkFree(number); err != nil {
+			return nil, errors.Join(err, device.Close())
+		}
+		return device, nil
+	}
+}
+
+// numbers gives the block devices that are open by their number, in order.
+func (v *volumes) numbers() []string {
+	backings := slices.Collect(maps.Keys(v.kept))
+	for _, vol := range v.byName {
+		backings = append(backings, vol.backing)
+	}
+	var numbers []string
+	for _, backing := range backings {
+		if number, ok := backing.(hotplug.Device); ok {
+			numbers = append(numbers, number.String())
+		}
+	}
+	slices.Sort(numbers)
+	return numbers
 }
 
 // add makes the volumes ready for a container, all of them or none. What it
