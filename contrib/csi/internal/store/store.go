@@ -72,6 +72,7 @@ type Store struct {
 	root     string
 	capacity int64 // to be promised at most; 0: what the file system has
 	statfs   func(path string, stat *unix.Statfs_t) error
+	truncate func(disk *os.File, bytes int64) error // when a disk is to have its size
 	sync     func(folder string) error
 	log      *slog.Logger
 	lock     *os.File
@@ -116,7 +117,7 @@ func open(root string, capacity int64, statfs func(string, *unix.Statfs_t) error
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil, fmt.Errorf("%s: another driver has these volumes: stop it: %w: %w", root, err, errdefs.ErrUnavailable)
 	}
-	s := &Store{root: root, capacity: capacity, statfs: statfs, sync: syncFolder, log: log, lock: lock, volumes: map[string]Volume{}}
+	s := &Store{root: root, capacity: capacity, statfs: statfs, truncate: (*os.File).Truncate, sync: syncFolder, log: log, lock: lock, volumes: map[string]Volume{}}
 	return s, s.load()
 }
 
@@ -263,7 +264,7 @@ func (s *Store) make(v Volume) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(disk.Truncate(v.Bytes), disk.Sync(), disk.Close()); err != nil {
+	if err := errors.Join(s.truncate(disk, v.Bytes), disk.Sync(), disk.Close()); err != nil {
 		return err
 	}
 	if err := s.write(v, filepath.Join(fresh, stateName)); err != nil { // syncs the folder too
@@ -356,7 +357,7 @@ func (s *Store) Expand(id string, size Range) (Volume, error) {
 	}
 	larger := v
 	larger.Bytes = bytes
-	if err := errors.Join(disk.Truncate(bytes), disk.Sync()); err != nil {
+	if err := errors.Join(s.truncate(disk, bytes), disk.Sync()); err != nil {
 		return Volume{}, errors.Join(fmt.Errorf("expand volume %q: %w", id, err), disk.Truncate(v.Bytes))
 	}
 	if err := s.write(larger, s.state(id)); err != nil {

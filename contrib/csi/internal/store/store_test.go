@@ -311,23 +311,20 @@ func TestExpandMakesLargerAlone(t *testing.T) {
 // Each step of a volume's making fails once; nothing may be left of those before it.
 func TestAFailureLeavesNothing(t *testing.T) {
 	t.Parallel()
-	for name, test := range map[string]struct {
-		size  int64
-		spoil func(s *Store) error // makes the step fail
-	}{
-		"the disk's size": {1 << 62, func(s *Store) error { s.statfs = disk(math.MaxInt64); return nil }},
-		"the sync":        {mib, func(s *Store) error { s.sync = func(string) error { return unix.EIO }; return nil }},
-		"the rename":      {mib, func(s *Store) error { return os.MkdirAll(filepath.Join(s.root, "a", "occupied"), 0o700) }},
-		"the statfs":      {mib, func(s *Store) error { s.statfs = func(string, *unix.Statfs_t) error { return unix.EIO }; return nil }},
+	for name, spoil := range map[string]func(s *Store) error{ // makes the step fail
+		"the disk's size": func(s *Store) error { s.truncate = func(*os.File, int64) error { return unix.EFBIG }; return nil },
+		"the sync":        func(s *Store) error { s.sync = func(string) error { return unix.EIO }; return nil },
+		"the rename":      func(s *Store) error { return os.MkdirAll(filepath.Join(s.root, "a", "occupied"), 0o700) },
+		"the statfs":      func(s *Store) error { s.statfs = func(string, *unix.Statfs_t) error { return unix.EIO }; return nil },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := newStore(t, options{})
-			if err := test.spoil(s); err != nil {
+			if err := spoil(s); err != nil {
 				t.Fatal(err)
 			}
 			before := files(t, s)
-			if v, err := s.Create("a", Range{Required: test.size}); err == nil {
+			if v, err := s.Create("a", Range{Required: mib}); err == nil {
 				t.Fatalf("it was made: %v", v)
 			}
 			if diff := cmp.Diff(before, files(t, s)); diff != "" {
@@ -344,10 +341,11 @@ func TestAnExpansionThatFailsIsTakenBack(t *testing.T) {
 	t.Parallel()
 	s := newStore(t, options{})
 	v := mustCreate(t, s, "a", mib)
-	s.statfs = disk(math.MaxInt64)
-	if got, err := s.Expand("a", Range{Required: 1 << 62}); err == nil {
-		t.Errorf("got %v", got)
+	s.truncate = func(*os.File, int64) error { return unix.EFBIG }
+	if got, err := s.Expand("a", Range{Required: 2 * mib}); !errors.Is(err, unix.EFBIG) {
+		t.Errorf("got %v (%v)", got, err)
 	}
+	s.truncate = (*os.File).Truncate
 	// A folder in the place of volume.json makes its rename fail.
 	if err := errors.Join(os.Remove(s.state("a")), os.MkdirAll(s.state("a")+"/occupied", 0o700)); err != nil {
 		t.Fatal(err)
