@@ -115,11 +115,12 @@ func (d *daemon) kill(_ context.Context, payload []byte, forward func() ([]byte,
 		return nil, err
 	}
 	response, err := forward()
-	switch {
-	case status.Code(err) == codes.Unavailable:
-		// It may have ended: then containerd is to see that, and not this error.
+	if status.Code(err) == codes.Unavailable {
+		// The stock shim may have ended: then containerd is to see that, and not this error.
 		d.holdEnd()
-	case err != nil && status.Code(err) != codes.NotFound && request.ID == d.sandbox && request.ExecID == "" && request.Signal == uint32(unix.SIGKILL):
+	}
+	own := request.ID == d.sandbox && request.ExecID == "" && request.Signal == uint32(unix.SIGKILL)
+	if own && err != nil && status.Code(err) != codes.NotFound {
 		d.host.Log.Warn("the stock shim cannot kill the sandbox, which ends", "error", err)
 		d.endOnce.Do(func() { close(d.over) })
 		return proto.Marshal(new(emptypb.Empty))
