@@ -123,8 +123,8 @@ func ParseRequest(p []byte) (*ttrpc.Request, error) {
 
 // Unmarshal decodes p into m and refuses, with errdefs.ErrInvalidArgument, fields that
 // m's type does not have, at any depth: a peer that knows more fields than we do would
-// act on something that nobody judged. drop, if it is not nil, is called for each message before that, and may take from it
-// the unknown fields that are known to mean nothing there.
+// act on something that nobody judged. drop, if it is not nil, is called before that for each message that has
+// such fields, and may take from it those that are known to mean nothing there.
 func Unmarshal(p []byte, m proto.Message, drop func(protoreflect.Message)) error {
 	name := m.ProtoReflect().Descriptor().FullName()
 	if err := proto.Unmarshal(p, m); err != nil {

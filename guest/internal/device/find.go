@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/sealvol/sealvol/guest/internal/blockdev"
 )
@@ -221,7 +222,8 @@ func read(dir string) (Disk, error) {
 
 func attribute(dir, name string) (string, error) {
 	content, err := os.ReadFile(filepath.Join(dir, name))
-	if errors.Is(err, os.ErrNotExist) {
+	// ENODEV: it is just going away.
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 		return "", errNotYet
 	}
 	return strings.TrimSuffix(string(content), "\n"), err

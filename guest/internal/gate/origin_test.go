@@ -78,6 +78,13 @@ func TestAgentIsToldTheImagesPolicyThatTheHostDidNotReplace(t *testing.T) {
 	}
 	h.wantInForce(FromSetPolicy, "digest of hosts")
 
+	// The agent may then hold the host's text or none, and not the image's rules.
+	h = start(t, image)
+	h.agent.refuse("SetPolicy", status.Error(codes.InvalidArgument, "no"))
+	wants(t, h.setPolicy("hosts"), codes.InvalidArgument, "no")
+	_, err := h.host.CreateSandbox(soon(t), &agent.CreateSandboxRequest{SandboxId: "s"})
+	wants(t, err, codes.FailedPrecondition, "not taken")
+
 	h = start(t).sandbox() // the guest's own policy
 	h.wantJournal("agent CreateSandbox")
 }

@@ -29,16 +29,17 @@ func (g *Gate) setPolicy(ctx context.Context, req *agent.SetPolicyRequest) (prot
 	if g.Origin.Fixed {
 		return &emptypb.Empty{}, g.confirm(ctx, req.Policy)
 	}
-	pol, err := g.Load(ctx, []byte(req.Policy))
-	if err != nil {
-		return nil, err
-	}
+	// Also a text that is refused is the only one: what reading it costs can outlast the answer.
 	g.mu.Lock()
 	sent := g.policySent
 	g.policySent = true
 	g.mu.Unlock()
 	if sent {
 		return nil, fmt.Errorf("the sandbox has had its policy, a second one is not taken: %w", errdefs.ErrPermissionDenied)
+	}
+	pol, err := g.Load(ctx, []byte(req.Policy))
+	if err != nil {
+		return nil, err
 	}
 	resp, err := g.forward(ctx, "SetPolicy", &agent.SetPolicyRequest{Policy: string(pol.AgentText())})
 	if err != nil {
@@ -79,16 +80,19 @@ func (g *Gate) createSandbox(ctx context.Context, req *agent.CreateSandboxReques
 	if err := g.Inspect(); err != nil {
 		return nil, err
 	}
+	g.mu.Lock()
+	pol, inDoubt := g.policy, g.policySent && !g.policyTaken && !g.Origin.Fixed
+	g.mu.Unlock()
+	if inDoubt {
+		return nil, fmt.Errorf("the policy that the host brought was not taken: see why, and make the pod again: %w", errdefs.ErrFailedPrecondition)
+	}
+	if _, err := pol.Decide(ctx, "CreateSandbox", req, policy.State{}); err != nil {
+		return nil, err
+	}
 	if g.Origin.Text != "" {
 		if err := g.tellAgent(ctx); err != nil {
 			return nil, err
 		}
-	}
-	g.mu.Lock()
-	pol := g.policy
-	g.mu.Unlock()
-	if _, err := pol.Decide(ctx, "CreateSandbox", req, policy.State{}); err != nil {
-		return nil, err
 	}
 	shared := false
 	for _, s := range req.Storages {

@@ -105,7 +105,8 @@ func running(pidfd int) bool {
 // when the context ends.
 func End(ctx context.Context, list func() ([]ID, error)) error {
 	known := map[ID]bool{} // A process that is ending is not listed any more.
-	for {
+	// What was started while the list was made, by a process that ended before it was done, is in the next one.
+	for empty := 0; ; {
 		ids, err := list()
 		if err != nil {
 			return err
@@ -114,8 +115,14 @@ func End(ctx context.Context, list func() ([]ID, error)) error {
 			known[id] = true
 		}
 		maps.DeleteFunc(known, func(id ID, _ bool) bool { return !id.Alive() })
-		if len(known) == 0 {
+		switch {
+		case len(ids) > 0 || len(known) > 0:
+			empty = 0
+		case empty > 0:
 			return nil
+		default:
+			empty++
+			continue
 		}
 		for id := range known {
 			if err := id.Kill(); err != nil {

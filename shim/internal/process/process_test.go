@@ -102,6 +102,35 @@ func TestEndWaitsUntilAllHaveEnded(t *testing.T) {
 	}
 }
 
+// What a list names may have ended by then, and have started what the list had passed already.
+func TestEndLooksAgainAfterAProcessThatHasEnded(t *testing.T) {
+	t.Parallel()
+	ended, child := sleeper(t), sleeper(t)
+	var lists [][]ID
+	for _, command := range []*exec.Cmd{ended, child} {
+		id, err := Find(command.Process.Pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lists = append(lists, []ID{id})
+	}
+	ended.Process.Kill()
+	ended.Wait()
+	if err := End(t.Context(), func() ([]ID, error) {
+		if len(lists) == 0 {
+			return nil, nil
+		}
+		list := lists[0]
+		lists = lists[1:]
+		return list, nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Errorf("it ended with %v", err)
+	}
+}
+
 func TestEndGivesUpWithItsContext(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
