@@ -7,34 +7,31 @@ import (
 	"testing"
 )
 
-func TestKillingThePluginLeavesRunningContainersRunning(t *testing.T) {
+func TestKillingThePluginOrContainerdLeavesRunningContainersRunning(t *testing.T) {
 	s := newScene(t)
 	_, device := s.disk(64 * mib)
-	pod := sealedPod("plugin-killed")
+	pod := sealedPod("node-killed")
 	id := s.pod(pod)
 	container := s.start(id, pod, sealedContainer(device))
+	s.exec(container, "sh", "-c", "echo alive > /mnt/encrypted/f && sync")
+	wantAlive := func() {
+		t.Helper()
+		if got := s.exec(container, "cat", "/mnt/encrypted/f"); got != "alive" {
+			t.Errorf("the volume must be as it was, got %q", got)
+		}
+	}
+
 	if err := s.node.KillPlugin(); err != nil {
 		t.Fatal(err)
 	}
-	s.exec(container, "sh", "-c", "echo alive > /mnt/encrypted/f && sync")
-
+	wantAlive()
 	_, err := s.node.RunContainer(s.ctx, id, pod, Container{Name: "late", Args: []string{"true"}})
 	s.wantRefusal(err, "sealvol")
-
 	if err := s.node.StartPlugin(s.ctx); err != nil {
 		t.Fatal(err)
 	}
-	if got := s.exec(container, "cat", "/mnt/encrypted/f"); got != "alive" {
-		t.Errorf("the volume must be as it was, got %q", got)
-	}
-}
+	wantAlive()
 
-func TestKillingContainerdLeavesRunningContainersRunning(t *testing.T) {
-	s := newScene(t)
-	_, device := s.disk(64 * mib)
-	pod := sealedPod("containerd-killed")
-	container := s.start(s.pod(pod), pod, sealedContainer(device))
-	s.exec(container, "sh", "-c", "echo alive > /mnt/encrypted/f && sync")
 	if err := s.node.KillContainerd(); err != nil {
 		t.Fatal(err)
 	}
@@ -44,9 +41,7 @@ func TestKillingContainerdLeavesRunningContainersRunning(t *testing.T) {
 	if err := s.node.AwaitPlugin(s.ctx); err != nil {
 		t.Fatal(err)
 	}
-	if got := s.exec(container, "cat", "/mnt/encrypted/f"); got != "alive" {
-		t.Errorf("the volume must be as it was, got %q", got)
-	}
+	wantAlive()
 }
 
 // killAll kills every process that executes a program of that name, and says how many there were.

@@ -211,8 +211,8 @@ func (s *scene) wantFree(path string) {
 	}
 }
 
-// sample thins out a table: one fault of our shim's and one of the hypervisor's, each at another part of the pod's life. Tests of their own
-// kill containerd and the plugin.
+// sample thins out a table: one fault of our shim's and one of the hypervisor's, each at another part of the pod's life. A test of its own
+// kills containerd and the plugin.
 func sample(faults []fault) []fault {
 	if every {
 		return faults
