@@ -218,6 +218,7 @@ func TestNoTwoPodsShareABacking(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	s.awaitAllEnded(firstID)
 	if err := s.node.RemovePod(s.ctx, firstID); err != nil {
 		t.Fatal(err)
 	}

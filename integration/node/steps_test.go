@@ -163,13 +163,7 @@ func (s *scene) strike(f fault, device string) {
 	switch {
 	case killed == 0:
 	case f.victim == shim, f.victim == stockShim, f.victim == hypervisor:
-		// containerd must see the pod's end, as it sees that of a stock shim.
-		if err := poll(s.ctx, "all containers to be seen as ended", func() bool {
-			running, err := s.node.Crictl(s.ctx, "ps", "-q", "--state", "Running")
-			return err == nil && running == ""
-		}, time.Minute); err != nil {
-			s.Error(err)
-		}
+		s.awaitAllEnded()
 	case f.victim == containerd:
 		if err := errors.Join(s.node.StartContainerd(s.ctx), s.node.AwaitPlugin(s.ctx)); err != nil {
 			s.Fatal(err)
@@ -180,6 +174,22 @@ func (s *scene) strike(f fault, device string) {
 		}
 	}
 	s.removePods()
+}
+
+// awaitAllEnded waits until containerd has seen that no container of a pod runs any more, as it sees the end of a stock shim. A pod that is
+// removed while containerd itself cleans up after a dead shim may leave its bundle.
+func (s *scene) awaitAllEnded(pods ...string) {
+	s.Helper()
+	args := []string{"ps", "-q", "--state", "Running"}
+	for _, id := range pods {
+		args = append(args, "--pod", id)
+	}
+	if err := poll(s.ctx, "all containers to be seen as ended", func() bool {
+		running, err := s.node.Crictl(s.ctx, args...)
+		return err == nil && running == ""
+	}, time.Minute); err != nil {
+		s.Error(err)
+	}
 }
 
 // removePods removes all pods of the node, as kubelet does with those that it does not know.
