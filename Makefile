@@ -140,8 +140,8 @@ test-attack: build/vmrun build/testbed build/kernel/vmlinux ## attack sealed vol
 
 # A node: a machine that can run virtual machines. One processor, and another machine if it dies: nested
 # virtualisation in an emulator has faults of its own. KINDS=all takes hours.
-NODE := $(BUILD)/vmrun -nested -cpus 1 -tries 3 -memory 6144 -timeout $(if $(KINDS),6h,30m)
-NODETEST = SEALVOL_NODE='$(KINDS)' $(GO) test -count=1 -v -tags node -timeout $(if $(KINDS),0,29m) -exec '$(NODE)' ./integration/node
+NODE := $(BUILD)/vmrun -nested -cpus 1 -tries 3 -memory 6144 -timeout $(if $(KINDS),6h,60m)
+NODETEST = SEALVOL_NODE='$(KINDS)' $(GO) test -count=1 -v -tags node -timeout $(if $(KINDS),0,59m) -exec '$(NODE)' ./integration/node
 
 .PHONY: test-node
 test-node: build/vmrun node-artefacts ## run the tests on nodes of real containerd, Kata and QEMU; RUN=name for some, KINDS=all for every fault, a hundred pods and disks that stall
