@@ -102,6 +102,11 @@ func (m machine) run(ctx context.Context, r request, stdout, stderr io.Writer) (
 	}()
 	stop := context.AfterFunc(ctx, func() { qemu.Process.Kill() }) // ends the port too
 	defer stop()
+	if !m.kvm {
+		watched, unwatch := context.WithCancel(ctx)
+		defer unwatch()
+		go endFrozen(watched, qemu.Process, frozenTime)
+	}
 
 	r.Shares = append(m.shares, share{Tag: "scratch", Path: scratchDir})
 	r.Modules = filepath.Join(kernel, "lib/modules")
