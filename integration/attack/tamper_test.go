@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+
+	"github.com/containerd/errdefs"
 )
 
 // strides is in how many turns every block is reached: every strides-th at once, so that a turn also shows that the others are not
@@ -252,6 +254,10 @@ func TestReplayedBlocksOfAnOpenVolumeAreErrors(t *testing.T) {
 			a.put(attacked, 0, old)
 			a.same("the whole disk", verifyCold(a.T, file, after), span(0, 64))
 		})
+		// Blocks of ext4's own are replayed too, and it may have met one by now.
+		if err := a.bed.Release(a.within(), a.name); err != nil && !errdefs.IsDataLoss(err) {
+			a.Error(err)
+		}
 	})
 }
 
