@@ -6,7 +6,8 @@
 // all that follows from it.
 //
 // It imports shim/hotplug for the format of the request, plugin/published for
-// that of the records, and no other package of the project.
+// that of the records, plugin/quantity for sizes, and no other package of the
+// project.
 package main
 
 import (
