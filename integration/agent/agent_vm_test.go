@@ -315,6 +315,7 @@ func TestSignals(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			g := newGuest(t)
 			g.run("c1", tc.args...)
+			untilRuns(t, "c1", tc.args[0])
 			if strings.HasPrefix(name, "term with ") {
 				g.ReadStdout(t.Context(), &pb.ReadStreamRequest{ContainerId: "c1", ExecId: "c1", Len: 1}) // the handler is in place
 			}
@@ -374,6 +375,26 @@ func TestPodSharesPIDs(t *testing.T) {
 	g.remove("c1") // all of it, although PID 1 lives on
 	if _, err := os.Stat("/sys/fs/cgroup/test/c1"); !os.IsNotExist(err) {
 		t.Errorf("cgroup after the removal: %v", err)
+	}
+}
+
+// untilRuns waits until the container's init is its program. runc start returns a moment before: what is sent
+// until then meets the handlers of runc's own init and is forgotten.
+func untilRuns(t *testing.T, id, program string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for cmdline := "/proc/" + pidOf(t, id) + "/cmdline"; ; time.Sleep(10 * time.Millisecond) {
+		b, err := os.ReadFile(cmdline)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(string(b), program+"\x00") {
+			return
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("%s runs %q, not %s", id, b, program)
+		}
 	}
 }
 
