@@ -12,8 +12,8 @@ import (
 	"strings"
 
 	"github.com/distribution/reference"
-	"k8s.io/apimachinery/pkg/api/resource"
 
+	"github.com/sealvol/sealvol/plugin/quantity"
 	"github.com/sealvol/sealvol/policy"
 	"github.com/sealvol/sealvol/policy/author"
 )
@@ -210,17 +210,14 @@ func addSize(options *author.Options, s string) error {
 	if !found || volume == "" {
 		return errors.New("want VOLUME=SIZE, as data=10Gi")
 	}
-	quantity, err := resource.ParseQuantity(text)
+	size, err := quantity.Bytes(text)
 	if err != nil {
 		return err
-	}
-	if quantity.Sign() <= 0 || quantity.CmpInt64(1<<60) > 0 {
-		return fmt.Errorf("%s is no size of a volume", text)
 	}
 	if options.Sizes == nil {
 		options.Sizes = map[string]uint64{}
 	}
-	options.Sizes[volume] = uint64(quantity.Value())
+	options.Sizes[volume] = uint64(size)
 	return nil
 }
 

@@ -240,7 +240,7 @@ func TestWrongUsageIsSaid(t *testing.T) {
 		"layering":            {[]string{"-f", talk, "--layering", "none"}, "neither memory-tags nor luks2", 2},
 		"file system":         {[]string{"-f", talk, "--fs-type", "btrfs"}, "neither ext4 nor xfs", 2},
 		"size of nothing":     {[]string{"--size", "10Gi"}, "want VOLUME=SIZE", 2},
-		"size that is none":   {[]string{"--size", "v=-1"}, "is no size", 2},
+		"size that is none":   {[]string{"--size", "v=-1"}, "is no quantity of bytes", 2},
 		"empty command":       {[]string{"--allow-exec", " "}, "is empty", 2},
 		"broken command":      {[]string{"--allow-exec", "[1]"}, "cannot unmarshal", 2},
 		"no image":            {[]string{"--image-config", "absent"}, "no such file", 2},

@@ -1,5 +1,6 @@
 // Package quantity reads the sizes that authors of pods write: in an annotation
-// for the plugin, and in volumeAttributes for a CSI driver. It imports
+// for the plugin, and in volumeAttributes for a CSI driver; the tool that writes
+// policies reads them as these two do. It imports
 // shim/hotplug, for the largest size, and no other package of the project.
 package quantity
 

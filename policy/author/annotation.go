@@ -11,8 +11,9 @@ import (
 	"unicode"
 
 	"github.com/containerd/errdefs"
-	"k8s.io/apimachinery/pkg/api/resource"
 	strictjson "sigs.k8s.io/json"
+
+	"github.com/sealvol/sealvol/plugin/quantity"
 )
 
 const (
@@ -89,13 +90,11 @@ func parseRequest(text string) (request, error) {
 		}
 	}
 	if q.Size != "" {
-		quantity, err := resource.ParseQuantity(q.Size)
+		size, err := quantity.Bytes(q.Size)
 		if err != nil {
-			return fail("size %q: %v", q.Size, err)
+			return fail("size %v", err)
 		}
-		if q.size, err = bytesOf(quantity); err != nil {
-			return fail("size %q: %v", q.Size, err)
-		}
+		q.size = uint64(size)
 	}
 	return q, nil
 }

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/sealvol/sealvol/plugin/quantity"
 	"github.com/sealvol/sealvol/policy"
 )
 
@@ -256,14 +257,11 @@ func (f *finder) ephemeral(v corev1.Volume) (volume, bool) {
 // inline is a volume that our driver makes with the pod, of the size that its attributes say.
 func (f *finder) inline(v corev1.Volume) volume {
 	sealed := volume{name: v.Name, of: v.Name}
-	text := v.CSI.VolumeAttributes["size"]
-	quantity, err := resource.ParseQuantity(text)
-	if err == nil {
-		sealed.size, err = bytesOf(quantity)
-	}
+	size, err := quantity.Bytes(v.CSI.VolumeAttributes["size"])
 	if err != nil {
-		f.refuse(errdefs.ErrInvalidArgument, `volume %q: csi.volumeAttributes.size %q: %v; write how large it is to be, for example "10Gi"`, v.Name, text, err)
+		f.refuse(errdefs.ErrInvalidArgument, `volume %q: csi.volumeAttributes.size %v; write how large it is to be, for example "10Gi"`, v.Name, err)
 	}
+	sealed.size = uint64(size)
 	sealed.mounts = f.mounts(v.Name, v.CSI.ReadOnly != nil && *v.CSI.ReadOnly)
 	return sealed
 }
@@ -388,11 +386,11 @@ func (f *finder) size(name string, spec *corev1.PersistentVolumeClaimSpec) (uint
 		}
 		return 0, fmt.Errorf("its claim is not in the manifest, so say how large it is with --size %s=10Gi", name)
 	}
-	quantity, ok := spec.Resources.Requests[corev1.ResourceStorage]
+	request, ok := spec.Resources.Requests[corev1.ResourceStorage]
 	if !ok {
 		return 0, errors.New("its claim requests no storage; give resources.requests.storage")
 	}
-	return bytesOf(quantity)
+	return bytesOf(request)
 }
 
 // bytesOf is a quantity in bytes.

@@ -114,7 +114,7 @@ func TestAnnotationsThatAskForNoVolume(t *testing.T) {
 		`{"device": "/dev/a", "mountPath": "/a/../b", "mode": "ephemeral"}`:                 `mountPath "/a/../b" is not a clean`,
 		`{"device": "/dev/a", "mountPath": "/a", "mode": "ephemeral", "size": "1Gi"}`:       "size is that of an emptyDir",
 		`{"emptyDir": "a", "size": "big"}`:                                                  `size "big"`,
-		`{"emptyDir": "a", "size": "-1"}`:                                                   "is not more than nothing",
+		`{"emptyDir": "a", "size": "-1"}`:                                                   `size "-1" is no quantity`,
 		`{"emptyDir": "a"} {}`:                                                              "invalid character",
 		`{"device": "/dev/a", "mountPath": "/a", "mode": "ephemeral", "layering": "luks2"}`: `unknown field "layering"`,
 	} {
