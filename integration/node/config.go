@@ -117,6 +117,7 @@ shared_fs = "virtio-9p"
 msize_9p = 8192
 block_device_driver = "virtio-blk"
 block_device_aio = "threads"
+extra_monitor_socket = "qmp"
 enable_debug = true
 kernel_params = "console=hvc0 console=ttyS0 quiet pci=noearly"
 disable_image_nvdimm = true

@@ -1,5 +1,5 @@
-// Package qmp speaks to the QEMU of the machine that a test runs in (integration/vmrun), which is the host that plugs disks in, takes
-// them out and serves them, well or badly.
+// Package qmp speaks to QEMU, which is the host that plugs disks in, takes them out and serves them, well or badly: to the one of the machine
+// that a test runs in (integration/vmrun), and to those of a node's sandboxes.
 package qmp
 
 import (
@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -16,22 +18,43 @@ import (
 // Monitor is QEMU's monitor. It may be used by several goroutines at once.
 type Monitor struct {
 	mu   sync.Mutex
-	file *os.File
+	conn io.ReadWriteCloser
 	in   *bufio.Reader
 }
 
-// Open returns the monitor. There is one: QEMU greets once.
+// Open returns the monitor of this machine. There is one: QEMU greets once.
 var Open = sync.OnceValues(func() (*Monitor, error) {
 	file, err := os.OpenFile("/dev/virtio-ports/qmp", os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
-	m := &Monitor{file: file, in: bufio.NewReader(file)}
+	return greet(file)
+})
+
+// Dial returns the monitor that a QEMU of this machine serves at a socket, to one client at a time.
+func Dial(socket string) (*Monitor, error) {
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		return nil, err
+	}
+	m, err := greet(conn)
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return m, nil
+}
+
+func greet(conn io.ReadWriteCloser) (*Monitor, error) {
+	m := &Monitor{conn: conn, in: bufio.NewReader(conn)}
 	if _, err := m.in.ReadString('\n'); err != nil {
 		return nil, err
 	}
 	return m, m.Execute("qmp_capabilities", nil)
-})
+}
+
+// Close hangs up.
+func (m *Monitor) Close() error { return m.conn.Close() }
 
 // Execute sends a command and waits for its answer.
 func (m *Monitor) Execute(command string, arguments any) error {
@@ -53,8 +76,11 @@ func (m *Monitor) Human(line string) (string, error) {
 }
 
 // Unplug takes a disk out and returns when the guest has let it go.
-func (m *Monitor) Unplug(disk int) error {
-	_, err := m.execute("device_del", map[string]any{"id": ID(disk)}, "DEVICE_DELETED")
+func (m *Monitor) Unplug(disk int) error { return m.Delete(ID(disk)) }
+
+// Delete takes a device out and returns when the guest has let it go.
+func (m *Monitor) Delete(id string) error {
+	_, err := m.execute("device_del", map[string]any{"id": id}, "DEVICE_DELETED")
 	return err
 }
 
@@ -88,7 +114,7 @@ func (m *Monitor) execute(command string, arguments any, event string) (json.Raw
 	if err != nil {
 		return nil, err
 	}
-	if _, err := m.file.Write(append(message, '\n')); err != nil {
+	if _, err := m.conn.Write(append(message, '\n')); err != nil {
 		return nil, err
 	}
 	var result json.RawMessage
