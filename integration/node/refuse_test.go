@@ -74,22 +74,27 @@ func (s *scene) wantAllRefused(pod Pod, attempts map[string]attempt) {
 
 func TestGuestSealsNothingForAPodThatHasNoPolicy(t *testing.T) {
 	s := newScene(t)
-	pod := sealedPod("refused")
+	pod := sealedPod("no-policy")
 	pod.Policy = ""
-	s.wantAllRefused(pod, map[string]attempt{"container": {reasons: []string{"policy"}}})
+	attempts := s.undeclared()
+	attempts["the volume that its annotation asks for"] = attempt{reasons: []string{"policy"}}
+	s.wantAllRefused(pod, attempts)
 }
 
 func TestGuestRefusesAContainerThatIsNotAsDeclared(t *testing.T) {
 	s := newScene(t)
-	attempts := map[string]attempt{
-		"an undeclared container": {
-			change:  func(c *Container) { c.Name = "stranger" },
-			reasons: []string{"stranger"},
-		},
-		"a capability that opens devices": {
-			change:  func(c *Container) { c.Capabilities = []string{"SYS_ADMIN"} },
-			reasons: []string{"SYS_ADMIN"},
-		},
+	attempts := s.undeclared()
+	attempts["an undeclared container"] = attempt{
+		change:  func(c *Container) { c.Name = "stranger" },
+		reasons: []string{"stranger"},
+	}
+	attempts["a capability that opens devices"] = attempt{
+		change:  func(c *Container) { c.Capabilities = []string{"SYS_ADMIN"} },
+		reasons: []string{"SYS_ADMIN"},
+	}
+	attempts["a declared volume left out"] = attempt{
+		change:  func(c *Container) { c.Devices = nil },
+		reasons: []string{"volume_missing", "encrypted"},
 	}
 	for _, path := range []string{"/mnt/encrypted", "/mnt", "/mnt/encrypted/inner"} {
 		attempts["the volume shadowed by a mount at "+path] = attempt{
@@ -102,31 +107,22 @@ func TestGuestRefusesAContainerThatIsNotAsDeclared(t *testing.T) {
 	s.wantAllRefused(sealedPod("not-as-declared"), attempts)
 }
 
-func TestGuestRefusesBlockStorageThatNoVolumeNames(t *testing.T) {
-	for name, policy := range map[string]string{"with a policy": sealedPolicy, "without a policy": ""} {
-		t.Run(name, func(t *testing.T) {
-			s := newScene(t)
-			_, device := s.disk(64 * mib)
-			offered := s.directVolume(device)
-			attempts := map[string]attempt{
-				"a raw device": {
-					reasons: []string{"device"},
-				},
-				"a direct volume": {
-					change: func(c *Container) {
-						c.Devices, c.Mounts = nil, []Mount{{HostPath: offered, ContainerPath: "/mnt/offered"}}
-					},
-					reasons: []string{"policy denies"},
-				},
-			}
-			if policy != "" {
-				attempts["a declared volume left out"] = attempt{
-					change:  func(c *Container) { c.Devices = nil },
-					reasons: []string{"volume_missing", "encrypted"},
-				}
-			}
-			s.wantAllRefused(Pod{Name: "offered", Policy: policy}, attempts)
-		})
+// undeclared are ways to lend a disk that no volume of a policy stands for.
+func (s *scene) undeclared() map[string]attempt {
+	s.Helper()
+	_, device := s.disk(64 * mib)
+	offered := s.directVolume(device)
+	return map[string]attempt{
+		"a raw device": {
+			change:  func(c *Container) { c.Devices[0].ContainerPath = "/dev/raw" },
+			reasons: []string{"device"},
+		},
+		"a direct volume": {
+			change: func(c *Container) {
+				c.Devices, c.Mounts = nil, []Mount{{HostPath: offered, ContainerPath: "/mnt/offered"}}
+			},
+			reasons: []string{"policy denies"},
+		},
 	}
 }
 
