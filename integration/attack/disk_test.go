@@ -18,6 +18,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// halve gives the place on the disk behind which half of a file's blocks are, and these.
+func (a *arena) halve(file string, blocks int) (cut int64, beyond []int) {
+	offsets := a.places(file, span(0, blocks))
+	cut = slices.Sorted(slices.Values(offsets))[blocks/2]
+	for i, offset := range offsets {
+		if offset >= cut {
+			beyond = append(beyond, i)
+		}
+	}
+	return cut, beyond
+}
+
 func TestATruncatedBackingFileIsErrorsBeyondItsEnd(t *testing.T) {
 	play(t, ext4InMemory, func(a *arena) {
 		want := content("file", 512)
@@ -25,14 +37,7 @@ func TestATruncatedBackingFileIsErrorsBeyondItsEnd(t *testing.T) {
 		a.at(a.name, func(dir string) {
 			file := filepath.Join(dir, "f")
 			a.write(file, want)
-			offsets := a.places(file, span(0, 512))
-			cut := slices.Sorted(slices.Values(offsets))[256]
-			var beyond []int
-			for i, offset := range offsets {
-				if offset >= cut {
-					beyond = append(beyond, i)
-				}
-			}
+			cut, beyond := a.halve(file, 512)
 			// What is read there is short, and QEMU gives zeros for the rest.
 			a.truncate(attacked, cut)
 			a.same("truncated", verify(a.T, file, want), beyond)
@@ -48,19 +53,12 @@ func TestADiskThatShrinksAndGrows(t *testing.T) {
 	play(t, ext4InMemory, func(a *arena) {
 		want := content("file", 512)
 		a.open(a.name, attacked)
-		var beyond []int
 		a.at(a.name, func(dir string) {
 			file := filepath.Join(dir, "f")
 			a.write(file, want)
 			a.resize(attacked, 2*diskBytes)
 			a.same("grown", verify(a.T, file, want), nil)
-			offsets := a.places(file, span(0, 512))
-			cut := slices.Sorted(slices.Values(offsets))[256]
-			for i, offset := range offsets {
-				if offset >= cut {
-					beyond = append(beyond, i)
-				}
-			}
+			cut, beyond := a.halve(file, 512)
 			a.resize(attacked, cut)
 			a.same("shrunk", verify(a.T, file, want), beyond)
 			a.resize(attacked, diskBytes)
