@@ -68,6 +68,9 @@ build: ## build the five programs into bin/
 build/testbed: always
 	@$(STEP) 'build/testbed' $(GO) build $(RELEASE) -o $@ ./guest/testbed
 
+build/kubelet: always
+	@$(STEP) 'build/kubelet' $(GO) build $(RELEASE) -o $@ ./integration/kubelet
+
 # --- images -------------------------------------------------------------------
 
 # Other builds of Kata: KATA_AGENT and KATA_KERNEL name files, KATA_MODULES the folder with lib/modules of
@@ -96,7 +99,7 @@ busybox-image := -ref local.test/busybox:1 -file /bin/vsockdial=build/images/pro
 pause-image   := -ref local.test/pause:1 -file /pause=build/images/programs/pause /pause
 
 .PHONY: node-artefacts always
-node-artefacts: tools build build/guest/initrd.img build/images/busybox.tar build/images/pause.tar ## build all that a node is made of
+node-artefacts: tools build build/kubelet build/guest/initrd.img build/images/busybox.tar build/images/pause.tar ## build all that a node is made of
 
 # --- tests, from fast to real ---------------------------------------------------
 

@@ -16,8 +16,10 @@ type Artefacts struct {
 	Kernel, Initrd string
 	// Images are OCI tarballs; the pause image is among them.
 	Images []string
-	// Plugin, Shim and Sealvol are the programs under test.
-	Plugin, Shim, Sealvol string
+	// Plugin, Shim, CSI and Sealvol are the programs under test.
+	Plugin, Shim, CSI, Sealvol string
+	// Kubelet plays kubelet before the CSI driver.
+	Kubelet string
 }
 
 // FromTree gives the artefacts that the Makefile leaves below root, the
@@ -43,9 +45,11 @@ func FromTree(root string) (Artefacts, error) {
 		},
 		Plugin:  filepath.Join(root, "bin/sealvol-nri"),
 		Shim:    filepath.Join(root, "bin/containerd-shim-kata-sealvol-v2"),
+		CSI:     filepath.Join(root, "bin/sealvol-csi"),
 		Sealvol: filepath.Join(root, "bin/sealvol"),
+		Kubelet: filepath.Join(root, "build/kubelet"),
 	}
-	all := append([]string{a.Containerd, a.Ctr, a.Crictl, a.KataShim, a.Kernel, a.Initrd, a.Plugin, a.Shim, a.Sealvol}, a.Images...)
+	all := append([]string{a.Containerd, a.Ctr, a.Crictl, a.KataShim, a.Kernel, a.Initrd, a.Plugin, a.Shim, a.CSI, a.Sealvol, a.Kubelet}, a.Images...)
 	for _, path := range all {
 		if _, err := os.Stat(path); err != nil {
 			return Artefacts{}, fmt.Errorf("node: %w (make node-artefacts builds it)", err)

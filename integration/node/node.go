@@ -24,7 +24,7 @@ type Node struct {
 	dir   string
 	files atomic.Int64
 
-	syslog, containerd, plugin *process
+	syslog, containerd, plugin, csi *process
 }
 
 // Dir is where a node keeps its sockets, logs and configuration.
@@ -89,7 +89,7 @@ func (n *Node) Import(ctx context.Context, archive string) error {
 
 // Stop ends what Start started. Pods are not its business: remove them first.
 func (n *Node) Stop() error {
-	return errors.Join(n.plugin.stop(syscall.SIGTERM), n.containerd.stop(syscall.SIGTERM), n.syslog.stop(syscall.SIGTERM))
+	return errors.Join(n.csi.stop(syscall.SIGTERM), n.plugin.stop(syscall.SIGTERM), n.containerd.stop(syscall.SIGTERM), n.syslog.stop(syscall.SIGTERM))
 }
 
 // Socket is where containerd serves the CRI.
@@ -99,19 +99,24 @@ func (n *Node) Socket() string { return filepath.Join(n.dir, "containerd.sock") 
 func (n *Node) NRI() string { return filepath.Join(n.dir, "nri.sock") }
 
 func (n *Node) writeConfig(root string) error {
-	contrib := filepath.Join(root, "contrib/containerd")
-	runtime, err := os.ReadFile(filepath.Join(contrib, "sealvol.toml"))
+	runtime, err := os.ReadFile(filepath.Join(root, "contrib/containerd/sealvol.toml"))
 	if err != nil {
 		return err
 	}
-	// The sample names the paths of an installed node.
+	driver, err := os.ReadFile(filepath.Join(root, "contrib/csi/csi.toml"))
+	if err != nil {
+		return err
+	}
+	// The samples name the paths of an installed node.
 	runtime = bytes.ReplaceAll(runtime, []byte("/opt/sealvol/bin/containerd-shim-kata-sealvol-v2"), []byte(n.art.Shim))
 	runtime = bytes.ReplaceAll(runtime, []byte("/etc/kata-containers/configuration.toml"), []byte(filepath.Join(n.dir, "etc/kata.toml")))
+	driver = bytes.ReplaceAll(driver, []byte("/run/containerd/"), []byte(filepath.Join(n.dir, "state")+"/"))
 	dropIn := filepath.Join(n.dir, "etc/sealvol.toml")
 	files := map[string]string{
 		dropIn: string(runtime),
 		filepath.Join(n.dir, "etc/containerd.toml"): n.containerdConfig(dropIn),
 		filepath.Join(n.dir, "etc/kata.toml"):       n.kataConfig(),
+		filepath.Join(n.dir, "etc/csi.toml"):        string(driver),
 		filepath.Join(n.dir, "etc/shim.toml"):       fmt.Sprintf("stock_shim = %q\n", n.art.KataShim),
 		filepath.Join(n.dir, "etc/crictl.yaml"):     fmt.Sprintf("runtime-endpoint: unix://%[1]s\nimage-endpoint: unix://%[1]s\ntimeout: 150\n", n.Socket()),
 	}
@@ -279,7 +284,7 @@ func (n *Node) Disk(ctx context.Context, name string, size int64) (file, device 
 // Logs gives the end of each log of the node, for a test that failed.
 func (n *Node) Logs(lines int) string {
 	var b strings.Builder
-	for _, name := range []string{"containerd.log", "plugin.log", "syslog.txt"} {
+	for _, name := range []string{"containerd.log", "plugin.log", "csi.log", "syslog.txt"} {
 		text, err := os.ReadFile(filepath.Join(n.dir, name))
 		if err != nil {
 			fmt.Fprintf(&b, "== %s: %v\n", name, err)

@@ -11,8 +11,9 @@ import (
 )
 
 // Residue lists what pods have on the host at this moment: loop devices,
-// direct-volume records, state and sockets of shims and of Kata, bundles,
-// mounts and processes. After the last pod was removed it is what it was before the first one.
+// direct-volume records, volumes and records of the CSI driver, kubelet's
+// folders, state and sockets of shims and of Kata, bundles, mounts and
+// processes. After the last pod was removed it is what it was before the first one.
 func (n *Node) Residue(ctx context.Context) ([]string, error) {
 	var found []string
 	for _, pattern := range []string{
@@ -20,6 +21,13 @@ func (n *Node) Residue(ctx context.Context) ([]string, error) {
 		"/run/kata-containers/shared/sandboxes/*",
 		"/run/sealvol/shim/*",
 		"/run/sealvol/direct/*",
+		"/run/sealvol/published/*",
+		CSIVolumes + "/*",
+		CSIVolumes + "/.*",
+		"/var/lib/kubelet/pods/*",
+		"/var/lib/kubelet/plugins/kubernetes.io/csi/coco-local-csi/*",
+		"/var/lib/kubelet/plugins/kubernetes.io/csi/volumeDevices/pvc-*",
+		"/var/lib/kubelet/plugins/kubernetes.io/csi/volumeDevices/*/*",
 		"/run/vc/sbs/*",
 		"/run/vc/vm/*",
 		filepath.Join(n.dir, "state/io.containerd.runtime.v2.task/k8s.io/*"),
@@ -43,7 +51,7 @@ func (n *Node) Residue(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	for line := range strings.Lines(string(mounts)) {
-		if strings.Contains(line, "kata") || strings.Contains(line, "sealvol/") {
+		if strings.Contains(line, "kata") || strings.Contains(line, "sealvol/") || strings.Contains(line, "/kubelet/") {
 			found = append(found, "mount "+strings.TrimSpace(line))
 		}
 	}
